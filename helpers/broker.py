@@ -1,0 +1,212 @@
+"""One embedded broker: its settings, its storage, its process.
+
+A node is broker and controller in one (KRaft, combined mode), listens on 127.0.0.1 only, and keeps its ports and its data
+over `kill` and `start`. Everything that a lesson calls is in `helpers.cluster`.
+"""
+
+import contextlib
+import os
+import random
+import shutil
+import socket
+import subprocess
+import uuid
+from base64 import urlsafe_b64encode
+from dataclasses import dataclass
+from pathlib import Path
+
+from helpers import store
+from helpers.errors import BrokerDied, LabError
+from helpers.processes import Processes, tail
+
+# Outside of the range that the system gives to outgoing connections (32768 and up on Linux, 49152 on macOS): a client's own
+# connection must not sit on the port of a broker that is just being restarted.
+PORTS = range(20000, 32000)
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node's id and its two ports on 127.0.0.1."""
+
+    id: int
+    port: int
+    controller_port: int
+
+
+def choose_nodes(count: int) -> list[Node]:
+    """Ids 1..count with ports that are free at this moment."""
+    ports = []
+    for port in random.SystemRandom().sample(PORTS, len(PORTS)):
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            ports.append(port)
+        if len(ports) == 2 * count:
+            return [Node(i + 1, ports[2 * i], ports[2 * i + 1]) for i in range(count)]
+    raise LabError("No free port was found on 127.0.0.1 between 20000 and 32000: end some programs and try again.")
+
+
+def new_id() -> str:
+    """A cluster or directory id: 16 random bytes in URL-safe base64 without padding.
+
+    None that begins with '-', which Kafka's tools would take for an option.
+    """
+    while True:
+        text = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+        if not text.startswith("-"):
+            return text
+
+
+def properties(node: Node, nodes: list[Node], data: Path) -> dict[str, str]:
+    """The settings of one node of a cluster (see the broker configs in Kafka's documentation).
+
+    Beyond addresses they do two things: they keep a broker small (a 256 MiB heap, few threads, few internal partitions), and they
+    make the accidents of the lessons quick (stock values in the comments).
+    """
+    replicas = len(nodes)
+    single = replicas == 1
+    return {
+        "process.roles": "broker,controller",
+        "node.id": str(node.id),
+        "controller.quorum.voters": ",".join(f"{n.id}@127.0.0.1:{n.controller_port}" for n in nodes),
+        "listeners": f"PLAINTEXT://127.0.0.1:{node.port},CONTROLLER://127.0.0.1:{node.controller_port}",
+        "controller.listener.names": "CONTROLLER",
+        "log.dirs": str(data),
+        "auto.create.topics.enable": "false",  # stock true: a misspelt topic would come into being instead of failing
+        # few partitions and replicas for the internal topics (stock 50 partitions, 3 replicas)
+        "offsets.topic.num.partitions": "1",
+        "offsets.topic.replication.factor": str(replicas),
+        "transaction.state.log.num.partitions": "1",
+        "transaction.state.log.replication.factor": str(replicas),
+        "transaction.state.log.min.isr": str(min(2, replicas)),
+        "share.coordinator.state.topic.num.partitions": "1",
+        "share.coordinator.state.topic.replication.factor": str(replicas),
+        "share.coordinator.state.topic.min.isr": str(min(2, replicas)),
+        # below 400 MB of heap the log cleaner's stock buffer of 128 MB is too much
+        "log.cleaner.dedupe.buffer.size": "4194304",
+        "num.network.threads": "2",
+        "num.io.threads": "4",
+        # a dead broker is noticed soon (stock 9000 and 2000)
+        "broker.session.timeout.ms": "1000" if single else "3000",
+        "broker.heartbeat.interval.ms": "200" if single else "500",
+        # groups: a dead member is noticed as soon as a lesson asks (stock 6000), the first rebalance does not wait (stock 3000)
+        "group.min.session.timeout.ms": "100",
+        "group.initial.rebalance.delay.ms": "0",
+        # retention and compaction look at the log several times a second (stock 5 min, 30 s, 15 s)
+        "log.retention.check.interval.ms": "200",
+        "log.initial.task.delay.ms": "100",
+        "log.cleaner.backoff.ms": "100",
+        # a transaction that ran into its timeout is aborted at once (stock 10 s)
+        "transaction.abort.timed.out.transaction.cleanup.interval.ms": "200",
+        # share groups (KIP-932): heartbeats, sessions and record locks of about a second (stock 5 s, 45 s, 30 s)
+        "group.share.min.heartbeat.interval.ms": "100",
+        "group.share.heartbeat.interval.ms": "200",
+        "group.share.min.session.timeout.ms": "1000",
+        "group.share.session.timeout.ms": "2000",
+        "group.share.assignment.interval.ms": "0",
+        "group.share.min.record.lock.duration.ms": "1000",
+        "group.share.record.lock.duration.ms": "1500",
+    }
+
+
+class Broker:
+    """One node's process and files in the run folder of a `Processes`."""
+
+    def __init__(self, processes: Processes, node: Node, nodes: list[Node], cluster_id: str):
+        self.node = node
+        self.cluster_id = cluster_id
+        self._processes = processes
+        self._folder = processes.folder / f"broker-{node.id}"
+        self.log = processes.folder / f"broker-{node.id}.log"
+        self.pid: int | None = None
+        try:
+            self._folder.mkdir()
+            self._settings = self._folder / "server.properties"
+            settings = properties(node, nodes, self._folder / "data")
+            self._settings.write_text("".join(f"{key}={value}\n" for key, value in settings.items()))
+        except OSError as error:
+            raise LabError(f"A broker's folder {self._folder} could not be written ({error.strerror}): free some space there.") from error
+
+    def format(self, template: Path) -> None:
+        """Write the storage that Kafka's formatter would write, from a template that it once wrote (0.7 s less a broker)."""
+        data = self._folder / "data"
+        try:
+            data.mkdir()
+            shutil.copy(template, data / "bootstrap.checkpoint")
+            (data / "meta.properties").write_text(
+                f"version=1\ncluster.id={self.cluster_id}\nnode.id={self.node.id}\ndirectory.id={new_id()}\n"
+            )
+        except OSError as error:
+            raise LabError(f"A broker's storage in {data} could not be written ({error.strerror}): free some space there.") from error
+
+    def start(self, *jvm_options: str) -> None:
+        """Start the process; returns at once."""
+        options = jvm_options or (f"-XX:AOTCache={store.aot_cache()}", "-Xlog:aot=off", "-Xlog:cds=off")
+        self.pid = self._processes.start(_java(*options, *self._quiet(), "kafka.Kafka", self._settings), self.log)
+
+    def check(self) -> None:
+        """Raise BrokerDied, with the log's last lines, when the process has ended by itself."""
+        status = None if self.pid is None else self._processes.exit_status(self.pid)
+        if status is not None:
+            raise BrokerDied(f"Broker {self.node.id} ended by itself (exit status {status}); the last lines of its log:\n{tail(self.log)}")
+
+    @property
+    def alive(self) -> bool:
+        """True while the process lives (a paused one does)."""
+        return self.pid is not None and self._processes.exit_status(self.pid) is None
+
+    def kill(self) -> None:
+        """SIGKILL; returns when the process is dead."""
+        if self.pid is not None:
+            self._processes.kill(self.pid)
+            self.pid = None
+
+    def terminate(self, timeout: float) -> None:
+        """SIGTERM: an orderly shutdown, or SIGKILL after `timeout` seconds."""
+        if self.pid is not None:
+            self._processes.terminate(self.pid, timeout)
+            self.pid = None
+
+    def pause(self) -> None:
+        """SIGSTOP; returns when the process has stopped."""
+        self._processes.pause(self.pid)
+
+    def resume(self) -> None:
+        """SIGCONT; returns when the process runs again."""
+        self._processes.resume(self.pid)
+
+    def _quiet(self) -> tuple[str, ...]:
+        """Log to the process's own output, and leave crash reports in the run folder."""
+        return (
+            f"-XX:ErrorFile={self._folder}/hs_err.log",
+            "-Dorg.slf4j.simpleLogger.showDateTime=true",
+            "-Dorg.slf4j.simpleLogger.dateTimeFormat=HH:mm:ss.SSS",
+            "-Dorg.slf4j.simpleLogger.showThreadName=false",
+            "-Dorg.slf4j.simpleLogger.showShortLogName=true",
+        )
+
+
+def _java(*arguments) -> list[str]:
+    """A Java command line with the broker's flags and class path."""
+    main = next(i for i, a in enumerate(arguments) if not str(a).startswith("-"))
+    return [str(store.java()), *store.JVM_FLAGS, *arguments[:main], "-cp", store.class_path(), *map(str, arguments[main:])]
+
+
+def make_template(target: Path) -> None:
+    """Run Kafka's own formatter once, and keep the bootstrap.checkpoint it writes (the feature levels of this version)."""
+    processes = Processes()
+    try:
+        (node,) = choose_nodes(1)
+        folder = processes.folder / "template"
+        folder.mkdir()
+        settings = folder / "server.properties"
+        settings.write_text("".join(f"{k}={v}\n" for k, v in properties(node, [node], folder / "data").items()))
+        formatter = _java("kafka.tools.StorageTool", "format", "-t", new_id(), "-c", settings)
+        done = subprocess.run(formatter, capture_output=True, text=True, timeout=120)
+        if done.returncode:
+            raise LabError(f"Kafka's formatter failed:\n{done.stdout}{done.stderr}")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_suffix(f".{os.getpid()}")
+        shutil.copy(folder / "data" / "bootstrap.checkpoint", part)
+        part.rename(target)
+    finally:
+        processes.close()

@@ -1,0 +1,187 @@
+"""Servers and workers of a lesson: started, harmed and ended through a watchdog that outlives a killed kernel.
+
+A `Processes` is a private folder below the user's temp folder and the processes that run in it. Its watchdog
+(`helpers.supervisor`) kills them and deletes the folder as soon as the owner closes it, exits, or is killed.
+"""
+
+import atexit
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import psutil
+
+from helpers.errors import LabError
+
+YOUNG = 60  # seconds in which a folder without a lock belongs to a watchdog that is just starting
+
+
+def base_folder() -> Path:
+    """The folder that holds all run folders of this user; made on first use, readable by nobody else.
+
+    Raises:
+        LabError: the temp folder cannot be used, or somebody else owns the name.
+    """
+    base = Path(tempfile.gettempdir()) / f"kafka-course-{os.getuid()}"
+    try:
+        base.mkdir(mode=0o700, exist_ok=True)
+        found = base.lstat()
+    except OSError as error:
+        raise LabError(
+            f"No folder for the brokers' data could be made in {base.parent} ({error.strerror}): "
+            "free some space there, or set TMPDIR to a folder that you can write to."
+        ) from error
+    if base.is_symlink() or found.st_uid != os.getuid() or found.st_mode & 0o022:
+        raise LabError(f"{base} belongs to somebody else: set TMPDIR to a folder of your own and start again.")
+    return base
+
+
+class Processes:
+    """A run folder and the processes in it, which end together with this object or with this process.
+
+    Attributes:
+        folder: the private folder (Path); logs and data go there.
+    """
+
+    def __init__(self):
+        sweep()
+        self._lock = threading.Lock()
+        self._requests = 0
+        self._received = b""
+        self._owner = os.getpid()
+        try:
+            self.folder = Path(tempfile.mkdtemp(prefix="run-", dir=base_folder()))
+            self._watchdog = subprocess.Popen(
+                [sys.executable, "-I", "-S", str(Path(__file__).with_name("supervisor.py")), self.folder, str(os.getpid())],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+                bufsize=0,
+            )
+        except OSError as error:
+            raise LabError(f"No process could be started for the lab ({error.strerror}): free disk or memory, try again.") from error
+        atexit.register(self.close)
+
+    def start(self, argv, log: Path, env: dict | None = None, user: int | None = None, group: int | None = None) -> int:
+        """Start `argv` with its output in the file `log`; returns the process id."""
+        return self._ask(
+            "start", argv=[str(a) for a in argv], log=str(log), env=env, cwd=str(self.folder), user=user, group=group
+        )
+
+    def exit_status(self, pid: int) -> int | None:
+        """None while the process lives, else its exit status (negative: the signal that ended it)."""
+        return self._ask("poll", pid=pid)
+
+    def kill(self, pid: int) -> int:
+        """SIGKILL; returns the exit status when the process is dead."""
+        return self._ask("kill", pid=pid)
+
+    def terminate(self, pid: int, timeout: float) -> int:
+        """SIGTERM, then SIGKILL after `timeout` seconds; returns the exit status when the process is dead."""
+        return self._ask("terminate", pid=pid, timeout=timeout)
+
+    def pause(self, pid: int) -> None:
+        """SIGSTOP; returns when the process has stopped."""
+        self._ask("send_signal", pid=pid, number=int(signal.SIGSTOP))
+
+    def resume(self, pid: int) -> None:
+        """SIGCONT; returns when the process runs again."""
+        self._ask("send_signal", pid=pid, number=int(signal.SIGCONT))
+
+    def remove(self, path: Path) -> None:
+        """Delete a folder below the run folder."""
+        self._ask("remove", path=str(path))
+
+    def close(self) -> None:
+        """Kill every process and delete the folder; returns when both are gone. Safe to call again."""
+        atexit.unregister(self.close)
+        if os.getpid() != self._owner:  # a fork of the owner must not end the owner's brokers
+            return
+        with _no_interrupt(), self._lock:
+            self._watchdog.stdin.close()
+            self._watchdog.wait()
+            self._watchdog.stdout.close()
+
+    def _ask(self, command: str, **args):
+        """One request and its answer; an interrupt waits until the answer is here, so that none is left unread."""
+        with _no_interrupt(), self._lock:
+            self._requests += 1
+            request = {"id": self._requests, "do": command, "args": args}
+            try:
+                os.write(self._watchdog.stdin.fileno(), json.dumps(request).encode() + b"\n")
+                answer = self._answer()
+            except (OSError, ValueError) as error:
+                raise LabError("The lab's watchdog process is gone: run the cell that starts the cluster again.") from error
+        if "error" in answer:
+            raise LabError(f"The lab could not {command} a process ({answer['error']}).")
+        return answer["value"]
+
+    def _answer(self):
+        while b"\n" not in self._received:
+            received = os.read(self._watchdog.stdout.fileno(), 65536)
+            if not received:
+                raise OSError("end of file")
+            self._received += received
+        line, self._received = self._received.split(b"\n", 1)
+        return json.loads(line)
+
+
+@contextlib.contextmanager
+def _no_interrupt():
+    """Hold SIGINT and the deadline's SIGALRM back for a short exchange with the watchdog."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGALRM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def sweep() -> list[Path]:
+    """Remove what is left of runs whose watchdog was itself killed: their processes, then their folders.
+
+    A run is over when nobody holds its lock. Its processes are found by the folder in their command line, not by a stored
+    process id, which may belong to somebody else by now. Returns the folders removed.
+    """
+    dead = [folder for folder in base_folder().glob("run-*") if _is_dead(folder)]
+    if dead:
+        for process in psutil.process_iter(["cmdline"]):
+            command = " ".join(process.info["cmdline"] or [])
+            if any(str(folder) in command for folder in dead):
+                with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                    process.kill()
+                    process.wait(5)
+    for folder in dead:
+        shutil.rmtree(folder, ignore_errors=True)
+    return dead
+
+
+def _is_dead(folder: Path) -> bool:
+    try:
+        with open(folder / "lock") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except BlockingIOError:
+        return False
+    except OSError:
+        with contextlib.suppress(OSError):
+            return time.time() - folder.stat().st_mtime > YOUNG
+        return False
+
+
+def tail(log: Path, lines: int = 8) -> str:
+    """The last lines of a log file, indented; for messages about a process that ended by itself."""
+    try:
+        text = log.read_text(errors="replace")
+    except OSError:
+        return "  (no log)"
+    return "\n".join("  " + line[:200] for line in text.splitlines()[-lines:]) or "  (its log is empty)"

@@ -1,0 +1,147 @@
+"""The watchdog of one run folder: starts the servers of a lesson, and ends them when their owner is gone.
+
+Run as a program of its own (`python -I -S supervisor.py FOLDER OWNER_PID`) by `helpers.processes`; uses the standard library
+only, so that it starts in some 20 ms. It is the parent of every broker, database and worker, in a session of its own:
+an interrupt of the kernel does not reach them, and a kernel that is killed, together with its process group, cannot
+take the watchdog with it. When the owner's pipe closes, or the owner is no longer our parent, every child is killed and
+the folder deleted.
+
+Commands come as lines of JSON on stdin, each with an `id`; each gets one line of JSON with the same `id`. See `COMMANDS`.
+"""
+
+import fcntl
+import json
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+FOLDER = ""
+children: dict[int, subprocess.Popen] = {}
+
+
+def start(argv, log, env=None, cwd=None, user=None, group=None):
+    """Start a program with its output appended to the file `log`; the answer is its process id."""
+    with open(log, "ab") as output:
+        identity = {} if user is None else {"user": user, "group": group, "extra_groups": []}
+        child = subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            cwd=cwd or FOLDER,
+            env=env,
+            start_new_session=True,
+            **identity,
+        )
+    children[child.pid] = child
+    return child.pid
+
+
+def poll(pid):
+    """None while the process lives (stopped counts as living), else its exit status, negative for a signal."""
+    return children[pid].poll()
+
+
+def kill(pid):
+    """SIGKILL; answers when the process is dead."""
+    children[pid].kill()
+    return children[pid].wait()
+
+
+def terminate(pid, timeout):
+    """SIGTERM, and SIGKILL after `timeout` seconds; answers when the process is dead."""
+    children[pid].terminate()
+    try:
+        return children[pid].wait(timeout)
+    except subprocess.TimeoutExpired:
+        return kill(pid)
+
+
+def send_signal(pid, number):
+    """SIGSTOP or SIGCONT; answers when the process has stopped, or runs again."""
+    child = children[pid]
+    if child.poll() is not None:
+        return child.returncode
+    os.kill(pid, number)
+    _, status = os.waitpid(pid, os.WUNTRACED if number == signal.SIGSTOP else os.WCONTINUED)
+    if not (os.WIFSTOPPED(status) or os.WIFCONTINUED(status)):
+        child.returncode = os.waitstatus_to_exitcode(status)
+    return child.returncode
+
+
+def remove(path):
+    """Delete a file or folder inside the run folder; what is not there is no error."""
+    if os.path.commonpath([FOLDER, os.path.abspath(path)]) != FOLDER:
+        raise ValueError(f"{path} is outside of {FOLDER}")
+    shutil.rmtree(path, ignore_errors=True)
+
+
+COMMANDS = {f.__name__: f for f in (start, poll, kill, terminate, send_signal, remove)}
+
+
+def serve(owner):
+    """Answer commands until stdin closes or the owner is gone."""
+    buffered = b""
+    while True:
+        readable, _, _ = select.select([0], [], [], 0.5)
+        if os.getppid() != owner:  # a fork of the owner may hold the pipe open for longer than the owner lives
+            return
+        if not readable:
+            continue
+        received = os.read(0, 65536)
+        if not received:
+            return
+        *lines, buffered = (buffered + received).split(b"\n")
+        for line in lines:
+            request = json.loads(line)
+            answer = {"id": request["id"]}
+            try:
+                answer["value"] = COMMANDS[request["do"]](**request["args"])
+            except Exception as error:
+                answer["error"] = f"{type(error).__name__}: {error}"
+            try:
+                os.write(1, json.dumps(answer).encode() + b"\n")
+            except BrokenPipeError:
+                return
+
+
+def clean_up():
+    """Kill all children, process groups included (PostgreSQL has children of its own), and delete the folder."""
+    for child in children.values():
+        if child.poll() is None:
+            try:
+                os.killpg(child.pid, signal.SIGKILL)
+            except (ProcessLookupError, PermissionError):
+                child.kill()
+    for child in children.values():
+        child.wait()
+    for _ in range(100):  # a grandchild that is just dying may still write into the folder
+        shutil.rmtree(FOLDER, ignore_errors=True)
+        if not os.path.exists(FOLDER):
+            return
+        time.sleep(0.05)
+
+
+def main():
+    """Mark the folder as alive by a locked file, serve, and clean up whatever happens."""
+    global FOLDER
+    FOLDER = os.path.abspath(sys.argv[1])
+    for survived in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        # A handler that does nothing, not SIG_IGN: that would be inherited, and Java would not hear a SIGTERM.
+        signal.signal(survived, lambda *_: None)
+    try:
+        # Locked before it gets its final name: who finds a `lock` that nobody holds knows that this watchdog was killed.
+        lock = open(os.path.join(FOLDER, "lock.new"), "w")  # noqa: SIM115 (held until the process ends)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        os.rename(lock.name, os.path.join(FOLDER, "lock"))
+        serve(owner=int(sys.argv[2]))
+    finally:
+        clean_up()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,30 @@
+"""Waiting for a condition with a deadline; nothing in the course sleeps and hopes."""
+
+import time
+
+
+def wait_until(probe, what: str, timeout: float = 10, pause: float = 0.02, retry=()):
+    """Call `probe` until it returns something true, and return that.
+
+    Args:
+        probe: a function without arguments. What it returns while it is not yet true is shown at the deadline.
+        what: what is waited for, for the message, e.g. "a new leader of orders-0".
+        timeout: seconds until the deadline.
+        pause: seconds between two calls.
+        retry: exception types that count as 'not yet'.
+
+    Raises:
+        TimeoutError: the deadline has passed; the message says what was waited for and what was seen last.
+    """
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            seen = probe()
+        except retry as error:
+            seen = error
+        else:
+            if seen:
+                return seen
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"Waited {timeout:g} s for {what}; last seen: {seen!r}.")
+        time.sleep(pause)
