@@ -2,5 +2,8 @@
 
 from helpers.cluster import Cluster
 from helpers.errors import LabError
+from helpers.reading import frame, read_topic, take
+from helpers.waiting import wait_until
+from helpers.workers import Worker, point
 
-__all__ = ["Cluster", "LabError"]
+__all__ = ["Cluster", "LabError", "Worker", "frame", "point", "read_topic", "take", "wait_until"]

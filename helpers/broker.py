@@ -1,6 +1,7 @@
 """One embedded broker: its settings, its storage, its process.
 
-A node is broker and controller in one (KRaft, combined mode), listens on 127.0.0.1 only, and keeps its ports and its data
+A node is broker and controller in one (KRaft, combined mode), listens on 127.0.0.1 only, and keeps its ports and its
+data
 over `kill` and `start`. Everything that a lesson calls is in `helpers.cluster`.
 """
 
@@ -19,7 +20,8 @@ from helpers import store
 from helpers.errors import BrokerDied, LabError
 from helpers.processes import Processes, tail
 
-# Outside of the range that the system gives to outgoing connections (32768 and up on Linux, 49152 on macOS): a client's own
+# Outside of the range that the system gives to outgoing connections (32768 and up on Linux, 49152 on macOS): a
+# client's own
 # connection must not sit on the port of a broker that is just being restarted.
 PORTS = range(20000, 32000)
 
@@ -59,7 +61,8 @@ def new_id() -> str:
 def properties(node: Node, nodes: list[Node], data: Path) -> dict[str, str]:
     """The settings of one node of a cluster (see the broker configs in Kafka's documentation).
 
-    Beyond addresses they do two things: they keep a broker small (a 256 MiB heap, few threads, few internal partitions), and they
+    Beyond addresses they do two things: they keep a broker small (a 256 MiB heap, few threads, few internal
+    partitions), and they
     make the accidents of the lessons quick (stock values in the comments).
     """
     replicas = len(nodes)
@@ -88,7 +91,8 @@ def properties(node: Node, nodes: list[Node], data: Path) -> dict[str, str]:
         # a dead broker is noticed soon (stock 9000 and 2000)
         "broker.session.timeout.ms": "1000" if single else "3000",
         "broker.heartbeat.interval.ms": "200" if single else "500",
-        # groups: a dead member is noticed as soon as a lesson asks (stock 6000), the first rebalance does not wait (stock 3000)
+        # groups: a dead member is noticed as soon as a lesson asks (stock 6000), the first rebalance does not wait
+        # (stock 3000)
         "group.min.session.timeout.ms": "100",
         "group.initial.rebalance.delay.ms": "0",
         # retention and compaction look at the log several times a second (stock 5 min, 30 s, 15 s)
@@ -124,10 +128,13 @@ class Broker:
             settings = properties(node, nodes, self._folder / "data")
             self._settings.write_text("".join(f"{key}={value}\n" for key, value in settings.items()))
         except OSError as error:
-            raise LabError(f"A broker's folder {self._folder} could not be written ({error.strerror}): free some space there.") from error
+            raise LabError(
+                f"A broker's folder {self._folder} could not be written ({error.strerror}): free some space there."
+            ) from error
 
     def format(self, template: Path) -> None:
-        """Write the storage that Kafka's formatter would write, from a template that it once wrote (0.7 s less a broker)."""
+        """Write the storage that Kafka's formatter would write, from a template that it once wrote (0.7 s less a
+        broker)."""
         data = self._folder / "data"
         try:
             data.mkdir()
@@ -136,7 +143,9 @@ class Broker:
                 f"version=1\ncluster.id={self.cluster_id}\nnode.id={self.node.id}\ndirectory.id={new_id()}\n"
             )
         except OSError as error:
-            raise LabError(f"A broker's storage in {data} could not be written ({error.strerror}): free some space there.") from error
+            raise LabError(
+                f"A broker's storage in {data} could not be written ({error.strerror}): free some space there."
+            ) from error
 
     def start(self, *jvm_options: str) -> None:
         """Start the process; returns at once."""
@@ -147,7 +156,10 @@ class Broker:
         """Raise BrokerDied, with the log's last lines, when the process has ended by itself."""
         status = None if self.pid is None else self._processes.exit_status(self.pid)
         if status is not None:
-            raise BrokerDied(f"Broker {self.node.id} ended by itself (exit status {status}); the last lines of its log:\n{tail(self.log)}")
+            raise BrokerDied(
+                f"Broker {self.node.id} ended by itself (exit status {status}); the last lines of its "
+                f"log:\n{tail(self.log)}"
+            )
 
     @property
     def alive(self) -> bool:
@@ -188,11 +200,19 @@ class Broker:
 def _java(*arguments) -> list[str]:
     """A Java command line with the broker's flags and class path."""
     main = next(i for i, a in enumerate(arguments) if not str(a).startswith("-"))
-    return [str(store.java()), *store.JVM_FLAGS, *arguments[:main], "-cp", store.class_path(), *map(str, arguments[main:])]
+    return [
+        str(store.java()),
+        *store.JVM_FLAGS,
+        *arguments[:main],
+        "-cp",
+        store.class_path(),
+        *map(str, arguments[main:]),
+    ]
 
 
 def make_template(target: Path) -> None:
-    """Run Kafka's own formatter once, and keep the bootstrap.checkpoint it writes (the feature levels of this version)."""
+    """Run Kafka's own formatter once, and keep the bootstrap.checkpoint it writes (the feature levels of this
+    version)."""
     processes = Processes()
     try:
         (node,) = choose_nodes(1)

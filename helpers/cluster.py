@@ -1,6 +1,7 @@
 """`Cluster`: a real Apache Kafka to talk to, and to break.
 
-`Cluster()` is one embedded broker, or the external cluster of the environment (see `helpers.external`); `Cluster(brokers=3)` is
+`Cluster()` is one embedded broker, or the external cluster of the environment (see `helpers.external`);
+`Cluster(brokers=3)` is
 always embedded. Lessons take `cluster.connection` and use kafka-python itself.
 """
 
@@ -21,7 +22,8 @@ from helpers.errors import BrokerDied, LabError
 from helpers.processes import Processes
 from helpers.waiting import wait_until
 
-# What a client may meet while brokers come and go; the next try may work. An admin client that picks a dead node raises one of these.
+# What a client may meet while brokers come and go; the next try may work. An admin client that picks a dead node
+# raises one of these.
 PASSING = (
     kafka_errors.RetriableError,
     kafka_errors.KafkaConnectionError,
@@ -37,7 +39,8 @@ class Cluster:
     """A real Kafka cluster: embedded brokers of one's own, or an external one.
 
     Args:
-        brokers: how many embedded brokers (ids 1..n). Without it: one embedded broker, or the external cluster that the environment
+        brokers: how many embedded brokers (ids 1..n). Without it: one embedded broker, or the external cluster that
+        the environment
             names (COURSE_BOOTSTRAP_SERVERS).
 
     A second call with the same argument stops the earlier cluster and starts anew. It is also a context manager.
@@ -66,18 +69,21 @@ class Cluster:
     def __repr__(self):
         return "Apache Kafka, ready" if self.alive() else "Apache Kafka, stopped"
 
-    # -- what kafka-python's clients take ------------------------------------------------------------------------------------
+    # -- what kafka-python's clients take
+    # ------------------------------------------------------------------------------------
 
     @property
     def connection(self) -> dict:
-        """Servers and security settings: `KafkaProducer(**cluster.connection)`; likewise KafkaConsumer, KafkaAdminClient.
+        """Servers and security settings: `KafkaProducer(**cluster.connection)`; likewise KafkaConsumer,
+        KafkaAdminClient.
 
         With `reconnect_backoff_max_ms=200` (stock 30,000), or a client would notice a restarted broker seconds late.
         """
         self._check_running()
         return dict(self._connection)
 
-    # -- names -----------------------------------------------------------------------------------------------------------------
+    # -- names
+    # -----------------------------------------------------------------------------------------------------------------
 
     def topic(self, name: str, partitions: int = 1, replication: int | None = None, config: dict | None = None) -> str:
         """Make a topic anew and wait until every broker knows it.
@@ -87,7 +93,8 @@ class Cluster:
         Args:
             name: the topic's name in the lesson.
             partitions: number of partitions.
-            replication: number of replicas of each partition; without it as many as there are brokers, at most three (external:
+            replication: number of replicas of each partition; without it as many as there are brokers, at most three
+            (external:
                 the cluster's default).
             config: topic configs by their names in Kafka's documentation, e.g. {"retention.ms": "1000"}.
 
@@ -95,8 +102,10 @@ class Cluster:
             The topic's real name (on an external cluster with a prefix and a run id).
 
         Raises:
-            LabError: the cluster refused it (a name or config that is not allowed, missing rights); the message quotes the cluster.
+            LabError: the cluster refused it (a name or config that is not allowed, missing rights); the message
+            quotes the cluster.
         """
+        self._check_running()
         real = self._real(name)
         self._check_topic(name, partitions, replication)
         for group in self._groups_with_offsets(real):
@@ -115,7 +124,12 @@ class Cluster:
         except kafka_errors.KafkaError as error:
             raise LabError(f"The cluster refused to make topic {name!r}: {_broker_message(error)}.") from error
         self._topics.add(real)
-        wait_until(lambda: self._known_everywhere(real, partitions), f"all brokers to know topic {name}", timeout=30, retry=PASSING)
+        wait_until(
+            lambda: self._known_everywhere(real, partitions),
+            f"all brokers to know topic {name}",
+            timeout=30,
+            retry=PASSING,
+        )
         return real
 
     def group(self, name: str) -> str:
@@ -138,7 +152,8 @@ class Cluster:
         """The name as in the lesson, for a name from `topic`, `group` or `transactional_id`."""
         return real.removeprefix(self._prefix)
 
-    # -- looking and waiting ---------------------------------------------------------------------------------------------------
+    # -- looking and waiting
+    # ---------------------------------------------------------------------------------------------------
 
     def leader(self, topic: str, partition: int = 0) -> int:
         """The id of the broker that leads a partition; waits a moment for one if there is none.
@@ -169,7 +184,9 @@ class Cluster:
                 not seen or any(set(p.isr_nodes) != set(p.replica_nodes) for p in seen)
             ) else True  # fmt: skip
 
-        wait_until(all_in_sync, f"all replicas of {self.plain(topic)} to be in sync", timeout, pause=0.05, retry=PASSING)
+        wait_until(
+            all_in_sync, f"all replicas of {self.plain(topic)} to be in sync", timeout, pause=0.05, retry=PASSING
+        )
 
     def alive(self) -> bool:
         """False once the cluster is stopped, or all its brokers are dead."""
@@ -179,7 +196,8 @@ class Cluster:
         """End the cluster (embedded), or delete what this run made on it (external). Safe to call again."""
         raise NotImplementedError
 
-    # -- harm on purpose -------------------------------------------------------------------------------------------------------
+    # -- harm on purpose
+    # -------------------------------------------------------------------------------------------------------
 
     def kill(self, broker: int) -> None:
         """SIGKILL a broker; returns when the process is dead. The cluster notices later: see `wait_for_new_leader`."""
@@ -194,10 +212,12 @@ class Cluster:
         raise NotImplementedError
 
     def restart(self, broker: int) -> None:
-        """Start a broker again on its port and its data; returns when clients can use it. One that runs is shut down first."""
+        """Start a broker again on its port and its data; returns when clients can use it. One that runs is shut down
+        first."""
         raise NotImplementedError
 
-    # -- shared by both kinds --------------------------------------------------------------------------------------------------
+    # -- shared by both kinds
+    # --------------------------------------------------------------------------------------------------
 
     _prefix = ""
     _connection: dict
@@ -231,7 +251,9 @@ class Cluster:
     def _admin(self) -> KafkaAdminClient:
         self._check_running()
         if self._admin_client is None:
-            self._admin_client = KafkaAdminClient(**self._connection, request_timeout_ms=5000, bootstrap_timeout_ms=20_000)
+            self._admin_client = KafkaAdminClient(
+                **self._connection, request_timeout_ms=5000, bootstrap_timeout_ms=20_000
+            )
         return self._admin_client
 
     def _ask(self, request, node: int | None = None):
@@ -291,7 +313,9 @@ class Cluster:
         """Delete topics and wait until no broker knows them; ones that do not exist are no error."""
 
         def gone():
-            known = {t.name for node in self._reachable() for t in self._metadata(names, node).topics if not t.error_code}
+            known = {
+                t.name for node in self._reachable() for t in self._metadata(names, node).topics if not t.error_code
+            }
             if known:
                 with contextlib.suppress(kafka_errors.UnknownTopicOrPartitionError):
                     self._admin.delete_topics(sorted(known))
@@ -342,11 +366,12 @@ class EmbeddedCluster(Cluster):
             raise LabError(f"Cluster(brokers=…) takes a whole number from 1 to 9, not {brokers!r}.")
         self._begin(brokers)
         self._processes: Processes | None = None
-        store.prepare(train)
+        _prepare()
         self._launch(count)
 
     def _launch(self, count: int) -> None:
-        """Start brokers until they are ready; once more with other ports, or a mended cache, where that was the reason."""
+        """Start brokers until they are ready; once more with other ports, or a mended cache, where that was the
+        reason."""
         for attempt in range(3):
             try:
                 self._start(count)
@@ -357,11 +382,13 @@ class EmbeddedCluster(Cluster):
                     continue
                 if attempt == 2 or not store.repair():
                     raise
-                store.prepare(train)
+                _prepare()
             except BaseException:
                 self._close()
                 raise
-        raise LabError("Each port that was chosen for a broker was taken a moment later: end some programs and try again.")
+        raise LabError(
+            "Each port that was chosen for a broker was taken a moment later: end some programs and try again."
+        )
 
     def _start(self, count: int, *jvm_options: str) -> None:
         self._processes = Processes()
@@ -381,7 +408,8 @@ class EmbeddedCluster(Cluster):
         self._wait_until_ready(cluster_id, timeout=90)
 
     def _wait_until_ready(self, cluster_id: str, timeout: float) -> None:
-        """Ready: all brokers registered and unfenced, their metadata agreed, internal topics made, one record written and read."""
+        """Ready: all brokers registered and unfenced, their metadata agreed, internal topics made, one record written
+        and read."""
         for broker in self._nodes.values():
             self._wait_for_port(broker, timeout)
         self._until("all brokers to be registered", lambda: self._agreed(cluster_id), timeout)
@@ -413,7 +441,8 @@ class EmbeddedCluster(Cluster):
         self._until(f"broker {broker.node.id} to listen", connects, timeout)
 
     def _agreed(self, cluster_id: str):
-        """True when each living broker sees each other one; a broker is in the metadata once it is registered and unfenced."""
+        """True when each living broker sees each other one; a broker is in the metadata once it is registered and
+        unfenced."""
         alive = self._reachable()
         for node in alive:
             seen = self._metadata([], node)
@@ -422,7 +451,8 @@ class EmbeddedCluster(Cluster):
         return True
 
     def _has_coordinators(self):
-        """True when the coordinators of groups and of transactions answer; asking for them makes the internal topics."""
+        """True when the coordinators of groups and of transactions answer; asking for them makes the internal
+        topics."""
         for kind in (0, 1):
             self._admin._manager.run(self._admin._find_coordinator_ids, ["ready-check"], kind)
         self._admin.list_group_offsets(["ready-check"])
@@ -489,12 +519,16 @@ class EmbeddedCluster(Cluster):
         self._until("the coordinators", self._has_coordinators, 60)
 
     def _train(self, aot_cache) -> None:
-        """Let one broker become ready and do a round of work while Java watches, and shut it down, which writes the AOT cache."""
+        """Let one broker become ready and do a round of work while Java watches, and shut it down, which writes the
+        AOT cache."""
         self._start(1, f"-XX:AOTCacheOutput={aot_cache}")
         self.group("training")
         producer = KafkaProducer(**self._connection, transactional_id=self.transactional_id("training"))
         topic = self.topic("training", partitions=3)
-        with producer, KafkaConsumer(topic, **self._connection, group_id="training", auto_offset_reset="earliest") as consumer:
+        with (
+            producer,
+            KafkaConsumer(topic, **self._connection, group_id="training", auto_offset_reset="earliest") as consumer,
+        ):
             producer.init_transactions()
             producer.begin_transaction()
             for number in range(100):
@@ -554,8 +588,17 @@ def _broker_message(error: Exception) -> str:
     return (found.group(1) if found else f"{type(error).__name__}: {error}").rstrip(".")
 
 
+def _prepare() -> None:
+    """Fill the cache if it lacks something; on a whole cache none of the libraries that fetch is even imported."""
+    if not store.is_ready():
+        from helpers.fetch import prepare
+
+        prepare(train)
+
+
 def train() -> None:
-    """Make what `store.prepare` found missing: the storage template, and the AOT cache from a broker that did a round of work."""
+    """Make what `fetch.prepare` found missing: the storage template, and the AOT cache from a broker that did a round
+    of work."""
     if not store.storage_template().exists():
         make_template(store.storage_template())
     target = store.aot_cache()

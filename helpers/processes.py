@@ -61,7 +61,14 @@ class Processes:
         try:
             self.folder = Path(tempfile.mkdtemp(prefix="run-", dir=base_folder()))
             self._watchdog = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(Path(__file__).with_name("supervisor.py")), self.folder, str(os.getpid())],
+                [
+                    sys.executable,
+                    "-I",
+                    "-S",
+                    str(Path(__file__).with_name("supervisor.py")),
+                    self.folder,
+                    str(os.getpid()),
+                ],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
@@ -69,7 +76,9 @@ class Processes:
                 bufsize=0,
             )
         except OSError as error:
-            raise LabError(f"No process could be started for the lab ({error.strerror}): free disk or memory, try again.") from error
+            raise LabError(
+                f"No process could be started for the lab ({error.strerror}): free disk or memory, try again."
+            ) from error
         atexit.register(self.close)
 
     def start(self, argv, log: Path, env: dict | None = None, user: int | None = None, group: int | None = None) -> int:
@@ -121,7 +130,9 @@ class Processes:
                 os.write(self._watchdog.stdin.fileno(), json.dumps(request).encode() + b"\n")
                 answer = self._answer()
             except (OSError, ValueError) as error:
-                raise LabError("The lab's watchdog process is gone: run the cell that starts the cluster again.") from error
+                raise LabError(
+                    "The lab's watchdog process is gone: run the cell that starts the cluster again."
+                ) from error
         if "error" in answer:
             raise LabError(f"The lab could not {command} a process ({answer['error']}).")
         return answer["value"]
@@ -149,7 +160,8 @@ def _no_interrupt():
 def sweep() -> list[Path]:
     """Remove what is left of runs whose watchdog was itself killed: their processes, then their folders.
 
-    A run is over when nobody holds its lock. Its processes are found by the folder in their command line, not by a stored
+    A run is over when nobody holds its lock. Its processes are found by the folder in their command line, not by a
+    stored
     process id, which may belong to somebody else by now. Returns the folders removed.
     """
     dead = [folder for folder in base_folder().glob("run-*") if _is_dead(folder)]

@@ -1,12 +1,14 @@
 """The watchdog of one run folder: starts the servers of a lesson, and ends them when their owner is gone.
 
-Run as a program of its own (`python -I -S supervisor.py FOLDER OWNER_PID`) by `helpers.processes`; uses the standard library
+Run as a program of its own (`python -I -S supervisor.py FOLDER OWNER_PID`) by `helpers.processes`; uses the standard
+library
 only, so that it starts in some 20 ms. It is the parent of every broker, database and worker, in a session of its own:
 an interrupt of the kernel does not reach them, and a kernel that is killed, together with its process group, cannot
 take the watchdog with it. When the owner's pipe closes, or the owner is no longer our parent, every child is killed and
 the folder deleted.
 
-Commands come as lines of JSON on stdin, each with an `id`; each gets one line of JSON with the same `id`. See `COMMANDS`.
+Commands come as lines of JSON on stdin, each with an `id`; each gets one line of JSON with the same `id`. See
+`COMMANDS`.
 """
 
 import fcntl
@@ -119,11 +121,24 @@ def clean_up():
                 child.kill()
     for child in children.values():
         child.wait()
+    if keep := os.environ.get("COURSE_KEEP_LOGS"):  # `python -m helpers run` asks for them, for lessons that fail
+        keep_logs(keep)
     for _ in range(100):  # a grandchild that is just dying may still write into the folder
         shutil.rmtree(FOLDER, ignore_errors=True)
         if not os.path.exists(FOLDER):
             return
         time.sleep(0.05)
+
+
+def keep_logs(target):
+    """Copy the logs to the folder `target`, under the run folder's name; what cannot be copied is lost in silence."""
+    for name in os.listdir(FOLDER):
+        if name.endswith(".log"):
+            try:
+                os.makedirs(target, exist_ok=True)
+                shutil.copy(os.path.join(FOLDER, name), os.path.join(target, f"{os.path.basename(FOLDER)}-{name}"))
+            except OSError:
+                return
 
 
 def main():
@@ -134,7 +149,8 @@ def main():
         # A handler that does nothing, not SIG_IGN: that would be inherited, and Java would not hear a SIGTERM.
         signal.signal(survived, lambda *_: None)
     try:
-        # Locked before it gets its final name: who finds a `lock` that nobody holds knows that this watchdog was killed.
+        # Locked before it gets its final name: who finds a `lock` that nobody holds knows that this watchdog was
+        # killed.
         lock = open(os.path.join(FOLDER, "lock.new"), "w")  # noqa: SIM115 (held until the process ends)
         fcntl.flock(lock, fcntl.LOCK_EX)
         os.rename(lock.name, os.path.join(FOLDER, "lock"))

@@ -22,7 +22,9 @@ def resolve(roots: list[str]) -> list[tuple[str, str, int]]:
     """What Maven resolves the roots to: (sha256, path in the repository, size), sorted by path."""
     with tempfile.TemporaryDirectory() as folder:
         dependencies = "".join(
-            "<dependency><groupId>{}</groupId><artifactId>{}</artifactId><version>{}</version></dependency>".format(*root.split(":"))
+            "<dependency><groupId>{}</groupId><artifactId>{}</artifactId><version>{}</version></dependency>".format(
+                *root.split(":")
+            )
             for root in roots
         )
         pom = Path(folder, "pom.xml")
@@ -37,7 +39,9 @@ def resolve(roots: list[str]) -> list[tuple[str, str, int]]:
         )  # fmt: skip
         root = Path(folder, "jars")
         jars = sorted(root.rglob("*.jar"))
-        return [(hashlib.sha256(j.read_bytes()).hexdigest(), j.relative_to(root).as_posix(), j.stat().st_size) for j in jars]
+        return [
+            (hashlib.sha256(j.read_bytes()).hexdigest(), j.relative_to(root).as_posix(), j.stat().st_size) for j in jars
+        ]
 
 
 def main() -> None:

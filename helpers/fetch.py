@@ -1,0 +1,187 @@
+"""Filling the cache folder: jars fetched once and checked, and the AOT cache that makes Java start fast with them.
+
+`prepare()` is called before the first broker of a process starts; on a warm cache it only checks.
+"""
+
+import contextlib
+import os
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pooch
+import requests
+from filelock import FileLock
+from tqdm import tqdm
+
+from helpers.errors import LabError
+from helpers.store import Jar, aot_cache, cache_folder, is_ready, jar_list, jars_folder, missing, storage_template
+
+
+def prepare(train) -> None:
+    """Make the cache ready for brokers: jars, formatted storage, AOT cache; one progress bar if there is much to do.
+
+    Args:
+        train: called without arguments when the AOT cache or the storage template is missing; makes both (see
+        `broker.train`).
+
+    Raises:
+        LabError: no network, a wrong hash, a full disk, a folder that cannot be written.
+    """
+    if is_ready():
+        return
+    with _clear_errors(), _locked():
+        lacking = missing(jar_list("kafka_jars.txt"))
+        total = sum(jar.size for jar in lacking)
+        # The AOT cache takes as long as some 60 MB of download; it is counted as such.
+        training = 60_000_000
+        with _bar("Getting Apache Kafka ready (once)", total + training) as bar:
+            _fetch(lacking, bar)
+            if not (aot_cache().exists() and storage_template().exists()):
+                bar.set_description("Making Java's AOT cache (once)")
+                _while_ticking(train, bar, training)
+
+
+def prepare_jars(name: str) -> list[Path]:
+    """Fetch the jars of a list that the cache lacks, with a progress bar; returns the paths of all of them.
+
+    Raises:
+        LabError: as for `prepare`.
+    """
+    wanted = jar_list(name)
+    if missing(wanted):
+        with _clear_errors(), _locked():
+            lacking = missing(wanted)
+            with _bar("Fetching jars (once)", sum(jar.size for jar in lacking)) as bar:
+                _fetch(lacking, bar)
+    return [jars_folder() / jar.path for jar in wanted]
+
+
+def mirror() -> str:
+    """The Maven repository that jars come from: COURSE_MAVEN_MIRROR, or Maven Central as jgo, a Maven client, knows
+    it."""
+    from jgo.constants import MAVEN_CENTRAL_URL
+
+    return (os.environ.get("COURSE_MAVEN_MIRROR") or MAVEN_CENTRAL_URL).rstrip("/") + "/"
+
+
+def _fetch(jars: list[Jar], bar: tqdm) -> None:
+    """Fetch jars, four at a time; pooch checks each hash before the file gets its name."""
+    pooch.get_logger().setLevel("ERROR")
+    fetcher = pooch.create(
+        path=jars_folder(),
+        base_url=mirror(),
+        registry={jar.path: f"sha256:{jar.sha256}" for jar in jars},
+        retry_if_failed=1,
+    )
+
+    def fetch_one(jar: Jar) -> None:
+        # What is there under this name is damaged, else it would not be fetched.
+        (jars_folder() / jar.path).unlink(missing_ok=True)
+        fetcher.fetch(jar.path, downloader=pooch.HTTPDownloader(timeout=30, progressbar=_Share(bar)))
+
+    with ThreadPoolExecutor(4) as pool:
+        futures = [pool.submit(fetch_one, jar) for jar in jars]
+        try:
+            for future in futures:
+                future.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+class _Share:
+    """What pooch takes for a progress bar: one file's share of the bar for all files."""
+
+    def __init__(self, bar: tqdm):
+        self.bar = bar
+        self.total = 0
+        self.counted = 0
+
+    def update(self, size: int) -> None:
+        """Count `size` more bytes."""
+        self.bar.update(size)
+        self.counted += size
+
+    def reset(self) -> None:
+        """Take back what was counted: pooch counts whole chunks, resets at the end, and then adds the true total."""
+        self.update(-self.counted)
+
+    def close(self) -> None:
+        """Leave the shared bar open."""
+
+
+def _bar(description: str, total: int) -> tqdm:
+    """A progress bar on stderr, which the tests' warm cache keeps out of stored outputs."""
+    return tqdm(total=total, desc=description, unit="B", unit_scale=True, leave=False, file=sys.stderr, mininterval=0.2)
+
+
+def _while_ticking(work, bar: tqdm, amount: int) -> None:
+    """Run `work` while the bar moves on towards `amount`, an eighth of what is left each second."""
+    done = threading.Event()
+
+    def tick():
+        left = amount
+        while not done.wait(1):
+            bar.update(left // 8)
+            left -= left // 8
+
+    ticker = threading.Thread(target=tick, daemon=True)
+    ticker.start()
+    try:
+        work()
+    finally:
+        done.set()
+        ticker.join()
+
+
+@contextlib.contextmanager
+def _locked():
+    """One process at a time fills the cache; the others wait and find it full."""
+    cache_folder().mkdir(parents=True, exist_ok=True)
+    with FileLock(cache_folder() / "lock", timeout=300):
+        yield
+
+
+@contextlib.contextmanager
+def _clear_errors():
+    """Turn what can go wrong while the cache is filled into one sentence each; a file that is half there never gets
+    its name."""
+    try:
+        yield
+    except LabError:
+        raise
+    except requests.RequestException as error:
+        raise LabError(
+            f"Kafka's jars could not be fetched from {mirror()} ({_reason(error)}): check the network, set "
+            f"HTTPS_PROXY and "
+            "REQUESTS_CA_BUNDLE where your network needs them, or COURSE_MAVEN_MIRROR to a mirror; then try again."
+        ) from error
+    except ValueError as error:
+        if "hash" not in str(error):
+            raise
+        name = str(error).split("(")[1].split(")")[0] if "(" in str(error) else "a jar"
+        raise LabError(
+            f"What came from {mirror()} as {name} is not the file that this course was tested with (its sha256 "
+            f"differs), so it was "
+            "not kept: try again, or check the mirror."
+        ) from error
+    except TimeoutError as error:
+        raise LabError(
+            f"Another process has been filling {cache_folder()} for five minutes: let it end or stop it, then try "
+            f"again."
+        ) from error
+    except OSError as error:
+        raise LabError(
+            f"The cache folder {cache_folder()} cannot be filled ({error.strerror or error}): free 200 MB there or "
+            f"make it writable, "
+            "or set COURSE_CACHE_DIR to another folder."
+        ) from error
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost reason of an error of requests, in a few words."""
+    while error.__cause__ or error.__context__:
+        error = error.__cause__ or error.__context__
+    return f"{type(error).__name__}: {str(error)[:120]}"

@@ -1,0 +1,103 @@
+"""Reading with an end: `take` a number of records, `read_topic` up to where a topic ends now, and `frame` for
+pandas."""
+
+import time
+
+from kafka import KafkaConsumer, TopicPartition
+
+
+def take(consumer: KafkaConsumer, n: int, timeout: float = 10) -> list:
+    """Read exactly `n` records with a consumer, no more, so that its position stands right behind them.
+
+    Args:
+        consumer: a subscribed or assigned KafkaConsumer.
+        n: how many records.
+        timeout: seconds until the deadline.
+
+    Returns:
+        `n` ConsumerRecords in the order in which the consumer gave them.
+
+    Raises:
+        TimeoutError: fewer came; the message names them.
+    """
+    records = []
+    deadline = time.monotonic() + timeout
+    while len(records) < n:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            came = ", ".join(f"{r.topic}-{r.partition}@{r.offset}" for r in records) or "none"
+            raise TimeoutError(f"Waited {timeout:g} s for {n} records; {len(records)} came: {came}.")
+        for batch in consumer.poll(timeout_ms=min(left, 0.2) * 1000, max_records=n - len(records)).values():
+            records += batch
+    return records
+
+
+def read_topic(cluster, topic: str, isolation: str = "read_committed", timeout: float = 30, **deserializers) -> list:
+    """All records of a topic, from its beginning up to the end offsets as they are at the call.
+
+    With no group: it moves nobody's offsets.
+
+    Args:
+        cluster: a `Cluster`, or the dict of its `connection`.
+        topic: the topic's real name.
+        isolation: "read_committed" (without records of aborted and open transactions) or "read_uncommitted" (all).
+        timeout: seconds until the deadline.
+        **deserializers: `key_deserializer`, `value_deserializer` as KafkaConsumer takes them; without them bytes.
+
+    Returns:
+        ConsumerRecords sorted by partition and offset.
+
+    Raises:
+        TimeoutError: the end was not reached; the message names how far it came.
+    """
+    connection = cluster if isinstance(cluster, dict) else cluster.connection
+    with KafkaConsumer(
+        **connection, isolation_level=isolation, enable_auto_commit=False, fetch_max_wait_ms=50, **deserializers
+    ) as consumer:
+        partitions = [TopicPartition(topic, p) for p in sorted(consumer.partitions_for_topic(topic) or ())]
+        if not partitions:
+            raise ValueError(f"There is no topic {topic!r} on this cluster.")
+        consumer.assign(partitions)
+        consumer.seek_to_beginning()
+        # Under read_committed the end is the last stable offset; a position also moves over markers and aborted
+        # records.
+        ends = consumer.end_offsets(partitions)
+        records = []
+        deadline = time.monotonic() + timeout
+        while any(consumer.position(tp) < end for tp, end in ends.items()):
+            if time.monotonic() > deadline:
+                positions = {f"{topic}-{tp.partition}": f"{consumer.position(tp)} of {end}" for tp, end in ends.items()}
+                raise TimeoutError(f"Waited {timeout:g} s for the end of {topic}; it came to {positions}.")
+            for tp, batch in consumer.poll(timeout_ms=200).items():
+                records += [record for record in batch if record.offset < ends[tp]]
+    return sorted(records, key=lambda record: (record.partition, record.offset))
+
+
+def frame(records: list):
+    """Records as a pandas DataFrame, a row each: partition, offset, key, value, timestamp (UTC), headers (dict).
+
+    Keys and values that are bytes of UTF-8 become text; other bytes stay as they are.
+    """
+    import pandas as pd  # here, so that a worker process does not load it
+
+    rows = [
+        {
+            "partition": record.partition,
+            "offset": record.offset,
+            "key": _text(record.key),
+            "value": _text(record.value),
+            "timestamp": pd.Timestamp(record.timestamp, unit="ms", tz="UTC"),
+            "headers": {key: _text(value) for key, value in record.headers or ()},
+        }
+        for record in records
+    ]
+    return pd.DataFrame(rows, columns=["partition", "offset", "key", "value", "timestamp", "headers"])
+
+
+def _text(value):
+    if not isinstance(value, bytes):
+        return value
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value

@@ -1,0 +1,189 @@
+"""Workers: functions of a lesson in processes of their own, which can be killed for real, at a named point if need be.
+
+    def sender(connection, topic):
+        ...
+        point("sent")          # a named place in the worker's code
+        ...
+
+    worker = Worker(sender, cluster.connection, topic, die_at="sent")
+    worker.wait()              # 'killed at "sent"'
+
+A worker is a fresh Python interpreter, not a fork: the notebook's threads, connections and JVM are not in it. The
+function travels by
+cloudpickle, with what it refers to in the notebook; hand it names and `cluster.connection`, not live clients.
+"""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+from helpers.processes import Processes, tail
+from helpers.waiting import wait_until
+
+_inside: "_Inside | None" = None  # set in the worker's own process
+
+
+def point(name: str) -> None:
+    """Mark a place in a worker's code: reported to `Worker.wait_for`; a worker told to `die_at` it dies here, by
+    SIGKILL.
+
+    Outside of a worker it does nothing.
+    """
+    if _inside:
+        _inside.reached(name)
+
+
+class Worker:
+    """A function that runs in a process of its own from now on.
+
+    Args:
+        function: what to run; its prints go to `output`.
+        *args: its arguments.
+        die_at: name of a `point` at which the worker kills itself (SIGKILL), or (name, n): when it gets there the
+        n-th time.
+        hold_at: name of a `point` at which the worker waits for `release()`, likewise.
+    """
+
+    def __init__(self, function, *args, die_at=None, hold_at=None):
+        import cloudpickle
+
+        self._processes = Processes()
+        folder = self._processes.folder
+        self._log, self._points, self._go = folder / "output", folder / "points", folder / "go"
+        self._points.touch()
+        with open(folder / "job", "wb") as job:
+            cloudpickle.dump((function, args, _times(die_at), _times(hold_at)), job)
+        # A worker finds modules where the notebook finds them.
+        environment = dict(os.environ, PYTHONPATH=os.pathsep.join(p for p in sys.path if p), PYTHONUNBUFFERED="1")
+        self.pid = self._processes.start(
+            [sys.executable, "-c", "from helpers.workers import main; main()", folder], self._log, env=environment
+        )
+        self._status: int | None = None
+
+    def __repr__(self):
+        return f"Worker({self.state})"
+
+    @property
+    def state(self) -> str:
+        """'running', 'ended', 'killed', 'killed at "point"' or 'failed (exit status n)'."""
+        status = self._exit_status()
+        if status is None:
+            return "running"
+        if status == -signal.SIGKILL:
+            deaths = [p["name"] for p in self._reached() if p.get("dies")]
+            return f'killed at "{deaths[0]}"' if deaths else "killed"
+        return "ended" if status == 0 else f"failed (exit status {status})"
+
+    @property
+    def output(self) -> str:
+        """What the worker has printed so far."""
+        return self._output if self._status is not None else self._log.read_text(errors="replace")
+
+    @property
+    def points(self) -> list[str]:
+        """The points that the worker has reached so far, in order."""
+        return [p["name"] for p in self._reached()]
+
+    def wait(self, timeout: float = 20) -> str:
+        """Wait until the worker has ended or died; returns its `state`.
+
+        Raises:
+            TimeoutError: it still runs at the deadline.
+        """
+        wait_until(lambda: self._exit_status() is not None, "the worker to end", timeout)
+        return self.state
+
+    def wait_for(self, name: str, timeout: float = 20, times: int = 1) -> None:
+        """Wait until the worker has reached a `point` (for the n-th time).
+
+        Raises:
+            TimeoutError: not reached at the deadline.
+            RuntimeError: the worker ended before; the message carries the end of its output.
+        """
+
+        def reached():
+            if self.points.count(name) >= times:
+                return True
+            if self._exit_status() is not None:
+                if self.points.count(name) >= times:
+                    return True
+                raise RuntimeError(
+                    f'The worker {self.state} before it reached "{name}"; its output ended with:\n{self._tail}'
+                )
+
+        wait_until(reached, f'the worker to reach "{name}"', timeout)
+
+    def kill(self) -> str:
+        """SIGKILL; returns the `state` when the process is dead. One that has ended by itself stays as it was."""
+        if self._exit_status() is None:
+            self._processes.kill(self.pid)
+        return self.wait()
+
+    def stop(self, timeout: float = 10) -> str:
+        """SIGTERM, which ends Python without clean-up; SIGKILL after `timeout` seconds. Returns the `state`."""
+        if self._exit_status() is None:
+            self._processes.terminate(self.pid, timeout)
+        return self.wait()
+
+    def pause(self) -> None:
+        """SIGSTOP: the worker neither works nor notices that time passes, as in a long garbage collection."""
+        self._processes.pause(self.pid)
+
+    def resume(self) -> None:
+        """SIGCONT: the paused worker goes on."""
+        self._processes.resume(self.pid)
+
+    def release(self) -> None:
+        """Let a worker go on that waits at its `hold_at` point."""
+        self._go.touch()
+
+    def _exit_status(self) -> int | None:
+        if self._status is None and (status := self._processes.exit_status(self.pid)) is not None:
+            self._output, self._tail, self._last_points = self.output, tail(self._log), self._reached()
+            self._status = status
+            self._processes.close()
+        return self._status
+
+    def _reached(self) -> list[dict]:
+        if self._status is not None:
+            return self._last_points
+        # A line without its end is still being written.
+        return [json.loads(line) for line in self._points.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
+def _times(where) -> tuple | None:
+    return (where, 1) if isinstance(where, str) else where
+
+
+class _Inside:
+    """The worker's own side: counts points, reports them, dies or waits where it was told to."""
+
+    def __init__(self, folder: Path, die_at, hold_at):
+        self._points = open(folder / "points", "a", buffering=1)  # noqa: SIM115 (open while the worker lives)
+        self._go = folder / "go"
+        self._die_at, self._hold_at = die_at, hold_at
+        self._counts: dict[str, int] = {}
+
+    def reached(self, name: str) -> None:
+        self._counts[name] = self._counts.get(name, 0) + 1
+        here = (name, self._counts[name])
+        dies = here == self._die_at
+        self._points.write(json.dumps({"name": name, "dies": dies}) + "\n")
+        if dies:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if here == self._hold_at:
+            wait_until(self._go.exists, f'release from "{name}"', timeout=120)
+
+
+def main() -> None:
+    """The worker's process: take the job from the folder on the command line, run it."""
+    import cloudpickle
+
+    global _inside
+    folder = Path(sys.argv[1])
+    with open(folder / "job", "rb") as job:
+        function, args, die_at, hold_at = cloudpickle.load(job)
+    _inside = _Inside(folder, die_at, hold_at)
+    function(*args)
