@@ -88,9 +88,12 @@ def properties(node: Node, nodes: list[Node], data: Path) -> dict[str, str]:
         "log.cleaner.dedupe.buffer.size": "4194304",
         "num.network.threads": "2",
         "num.io.threads": "4",
-        # a dead broker is noticed soon (stock 9000 and 2000)
-        "broker.session.timeout.ms": "1000" if single else "3000",
-        "broker.heartbeat.interval.ms": "200" if single else "500",
+        # a dead broker is noticed soon (stock 9000 and 2000), and so is a dead active controller (stock 2000, 1000, 1000)
+        "broker.session.timeout.ms": "1000" if single else "2000",
+        "broker.heartbeat.interval.ms": "200" if single else "300",
+        "controller.quorum.fetch.timeout.ms": "1000",
+        "controller.quorum.election.timeout.ms": "500",
+        "controller.quorum.election.backoff.max.ms": "300",
         # groups: a dead member is noticed as soon as a lesson asks (stock 6000), the first rebalance does not wait
         # (stock 3000)
         "group.min.session.timeout.ms": "100",
@@ -113,9 +116,16 @@ def properties(node: Node, nodes: list[Node], data: Path) -> dict[str, str]:
 
 
 class Broker:
-    """One node's process and files in the run folder of a `Processes`."""
+    """One node's process and files in the run folder of a `Processes`.
 
-    def __init__(self, processes: Processes, node: Node, nodes: list[Node], cluster_id: str):
+    Args:
+        processes: where it runs.
+        node: this node; `nodes`: all of the cluster.
+        cluster_id: one id for all nodes, from `new_id`.
+        settings: a function like `properties`, for a broker with other settings than the lab's.
+    """
+
+    def __init__(self, processes: Processes, node: Node, nodes: list[Node], cluster_id: str, settings=properties):
         self.node = node
         self.cluster_id = cluster_id
         self._processes = processes
@@ -125,8 +135,8 @@ class Broker:
         try:
             self._folder.mkdir()
             self._settings = self._folder / "server.properties"
-            settings = properties(node, nodes, self._folder / "data")
-            self._settings.write_text("".join(f"{key}={value}\n" for key, value in settings.items()))
+            values = settings(node, nodes, self._folder / "data")
+            self._settings.write_text("".join(f"{key}={value}\n" for key, value in values.items()))
         except OSError as error:
             raise LabError(
                 f"A broker's folder {self._folder} could not be written ({error.strerror}): free some space there."

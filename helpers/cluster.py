@@ -70,7 +70,6 @@ class Cluster:
         return "Apache Kafka, ready" if self.alive() else "Apache Kafka, stopped"
 
     # -- what kafka-python's clients take
-    # ------------------------------------------------------------------------------------
 
     @property
     def connection(self) -> dict:
@@ -83,7 +82,6 @@ class Cluster:
         return dict(self._connection)
 
     # -- names
-    # -----------------------------------------------------------------------------------------------------------------
 
     def topic(self, name: str, partitions: int = 1, replication: int | None = None, config: dict | None = None) -> str:
         """Make a topic anew and wait until every broker knows it.
@@ -153,7 +151,6 @@ class Cluster:
         return real.removeprefix(self._prefix)
 
     # -- looking and waiting
-    # ---------------------------------------------------------------------------------------------------
 
     def leader(self, topic: str, partition: int = 0) -> int:
         """The id of the broker that leads a partition; waits a moment for one if there is none.
@@ -179,10 +176,10 @@ class Cluster:
         """
 
         def all_in_sync():
-            seen = self._partitions(topic)
-            return _Seen({p.partition_index: f"{sorted(p.isr_nodes)} of {sorted(p.replica_nodes)} in sync" for p in seen}) if (
-                not seen or any(set(p.isr_nodes) != set(p.replica_nodes) for p in seen)
-            ) else True  # fmt: skip
+            seen = {p.partition_index: (sorted(p.isr_nodes), sorted(p.replica_nodes)) for p in self._partitions(topic)}
+            if seen and all(in_sync == replicas for in_sync, replicas in seen.values()):
+                return True
+            return _Seen("; ".join(f"partition {p}: {i} of {r} in sync" for p, (i, r) in seen.items()))
 
         wait_until(
             all_in_sync, f"all replicas of {self.plain(topic)} to be in sync", timeout, pause=0.05, retry=PASSING
@@ -197,7 +194,6 @@ class Cluster:
         raise NotImplementedError
 
     # -- harm on purpose
-    # -------------------------------------------------------------------------------------------------------
 
     def kill(self, broker: int) -> None:
         """SIGKILL a broker; returns when the process is dead. The cluster notices later: see `wait_for_new_leader`."""
@@ -217,7 +213,6 @@ class Cluster:
         raise NotImplementedError
 
     # -- shared by both kinds
-    # --------------------------------------------------------------------------------------------------
 
     _prefix = ""
     _connection: dict
@@ -235,6 +230,13 @@ class Cluster:
         """No longer the running one; its clients closed."""
         if _running.get(self._key) is self:
             del _running[self._key]
+        self._close_admin()
+
+    def _close_admin(self) -> None:
+        """Close the admin client; the next use makes a new one.
+
+        Also the way to make it look for a coordinator that has moved: kafka-python 3.0.12 goes on asking the old one.
+        """
         if self._admin_client:
             with contextlib.suppress(Exception):  # a client of brokers that are dead already
                 self._admin_client.close()
@@ -347,9 +349,8 @@ class Cluster:
             result = self._admin.delete_groups([group])[group]
             if result in ("OK", "GroupIdNotFoundError"):
                 return True
-            if "Coordinator" in result:  # it has moved, and the admin client goes on asking the old one
-                self._admin.close()
-                self._admin_client = None
+            if "Coordinator" in result:
+                self._close_admin()
             return _Seen(result)
 
         wait_until(gone, f"group {self.plain(group)} to be deleted", timeout=10, retry=PASSING)
@@ -455,7 +456,11 @@ class EmbeddedCluster(Cluster):
         topics."""
         for kind in (0, 1):
             self._admin._manager.run(self._admin._find_coordinator_ids, ["ready-check"], kind)
-        self._admin.list_group_offsets(["ready-check"])
+        try:
+            self._admin.list_group_offsets(["ready-check"])
+        except kafka_errors.NotCoordinatorError:
+            self._close_admin()
+            raise
         return True
 
     def alive(self) -> bool:

@@ -21,7 +21,7 @@ from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import ConfigResource, ConfigResourceType
 from sqlalchemy import make_url
 
-from helpers import broker, store
+from helpers import broker, fetch, store
 from helpers.processes import Processes, tail
 from helpers.waiting import wait_until
 
@@ -120,6 +120,19 @@ def test_lab_listens_where_its_port_leads(lab):
 
 
 @pytest.mark.parametrize("lab", LABS)
+def test_lab_and_host_are_told_addresses_that_they_can_reach(lab):
+    """A broker answers a client with the address of the listener that was asked."""
+    bootstrap = SERVICES[lab]["environment"]["COURSE_BOOTSTRAP_SERVERS"].split(",")
+    for service, address in zip(LABS[lab], bootstrap, strict=True):
+        name, port = address.split(":")
+        ((host, inside),) = published(service).items()
+        environment = SERVICES[service]["environment"]
+        assert name == service
+        assert environment["KAFKA_LISTENERS"].startswith(f"LAB://:{port},HOST://:{inside},")
+        assert environment["KAFKA_ADVERTISED_LISTENERS"] == f"LAB://{address},HOST://{host}"
+
+
+@pytest.mark.parametrize("lab", LABS)
 def test_lab_knows_the_database(lab):
     url = make_url(SERVICES[lab]["environment"]["COURSE_DATABASE_URL"])
     database = SERVICES[url.host]["environment"]
@@ -154,7 +167,10 @@ def test_install_script_is_a_shell_script():
 
 @dataclass
 class Network:
-    """In place of Docker's network: every address of the compose file gets a free port of 127.0.0.1."""
+    """In place of Docker's network: every address of the compose file gets a free port of 127.0.0.1.
+
+    An address that nobody listens on is an error; unlike containers and host, everybody reaches everything.
+    """
 
     services: list[str]
     ports: dict[str, int] = field(default_factory=dict)
@@ -188,7 +204,7 @@ class Brokers:
         self.network = Network(services)
         self.processes = processes
         self.services = services
-        self.class_path = os.pathsep.join(map(str, store.prepare_jars("kafka_jars.txt")))
+        self.class_path = os.pathsep.join(map(str, fetch.prepare_jars("kafka_jars.txt")))
         with ThreadPoolExecutor() as pool:
             self.properties = dict(zip(services, pool.map(self._set_up, services), strict=True))
         self.pids = {service: self._start(service) for service in services}
@@ -260,13 +276,13 @@ def running(services: list[str]):
         processes.close()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def one():
     with running(ONE) as brokers:
         yield brokers
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def three():
     with running(THREE) as brokers:
         yield brokers

@@ -1,0 +1,170 @@
+"""The commands of `python -m helpers`; each one's work is in a module of its own, imported when it is called."""
+
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import click
+
+from helpers import store
+from helpers.errors import LabError
+
+NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
+
+
+class _Plain(click.Group):
+    """A group that shows the course's own errors as the one sentence that they are, and an interrupt as exit status 130."""
+
+    def invoke(self, ctx: click.Context):
+        try:
+            return super().invoke(ctx)
+        except LabError as error:
+            raise click.ClickException(str(error)) from error
+        except KeyboardInterrupt:
+            click.echo("Interrupted.", err=True)
+            ctx.exit(130)
+
+
+class _Refused(click.ClickException):
+    """An argument that makes no sense, in one sentence; exit status 2, as for click's own usage errors."""
+
+    exit_code = 2
+
+
+def _version() -> str:
+    try:
+        course = metadata.version("kafka-design-patterns")
+    except metadata.PackageNotFoundError:
+        course = "(not installed: pip install -r requirements.txt)"
+    return f"Kafka Design Patterns {course}, Apache Kafka {store.KAFKA_VERSION}"
+
+
+_notebooks = click.option(
+    "--notebooks",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    default=NOTEBOOKS,
+    hidden=True,
+    help="The folder of the lessons; for tests.",
+)
+
+
+@click.group(cls=_Plain, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(message=_version())
+def commands() -> None:
+    """Kafka Design Patterns: ten notebooks, each on a real Apache Kafka.
+
+    Start with `python -m helpers lab`.
+    """
+
+
+@commands.command(context_settings={"ignore_unknown_options": True}, options_metavar="[--dir DIR] [JUPYTER OPTIONS]...")
+@click.option(
+    "--dir",
+    "folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=NOTEBOOKS.parent / "work",
+    help="Where your copies are kept; `work` in the course's own folder if not given.",
+)
+@_notebooks
+@click.argument("jupyter_options", nargs=-1, type=click.UNPROCESSED, metavar="")
+def lab(folder: Path, notebooks: Path, jupyter_options: tuple[str, ...]) -> None:
+    """Open JupyterLab on your own copies of the lessons.
+
+    A lesson that is not in your folder yet is copied there; one that is there is never touched. The first time, Kafka is fetched too.
+    Ctrl-C ends JupyterLab and all that runs in it.
+
+    Every other option goes to JupyterLab: --no-browser, --port 9000, --ip 0.0.0.0, ... (all of them: `jupyter lab --help`).
+    """
+    from helpers.lab import open_lab
+
+    open_lab(notebooks, folder, list(jupyter_options))
+
+
+@commands.command()
+def doctor() -> None:
+    """Say whether this machine is ready, and what to do where it is not.
+
+    Looks at Python, memory, disk, the cache and Java; starts a broker, writes and reads a record, and stops it; does the same with
+    PostgreSQL, and with the cluster of COURSE_BOOTSTRAP_SERVERS where that is set. Fetches Kafka if it is not in the cache yet. Exit
+    status 1 when something does not work.
+    """
+    from helpers.doctor import examine
+
+    sys.exit(examine())
+
+
+@commands.command()
+@click.argument("names", nargs=-1, metavar="[LESSON]...")
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("executed"),
+    show_default=True,
+    help="Folder for what comes out: notebooks, HTML, junit.xml, logs.",
+)
+@click.option("-n", "--processes", type=click.IntRange(1), default=1, show_default=True, help="How many lessons run at once.")
+@click.option(
+    "--time-limit",
+    type=click.FloatRange(0, min_open=True),
+    default=300,
+    show_default=True,
+    metavar="SECONDS",
+    help="A lesson that takes longer is stopped, and counts as timed out.",
+)
+@click.option(
+    "-p",
+    "--parameter",
+    "pairs",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Set a value of a lesson's `parameters` cell (YAML: 12, 0.5, true, [1, 2], text); may be repeated.",
+)
+@_notebooks
+def run(names, out: Path, processes: int, time_limit: float, pairs, notebooks: Path) -> None:
+    """Execute lessons without a screen, as a CI server does.
+
+    A LESSON is a number (1 or 01), a name (01_producer_consumer) or a path; without any, all lessons run.
+
+    In the --out folder afterwards: each lesson executed, as notebook and as HTML, up to where it came; junit.xml, where a lesson that
+    failed is a <failure>, and one that ran into the time limit an <error type="timeout">; logs/LESSON with the logs of the brokers of each
+    lesson that failed. Nothing is written elsewhere.
+
+    Exit status: 0 when all went well, 1 when a lesson did not, 2 when there is no such lesson or parameter, 130 when interrupted.
+    """
+    from helpers import headless
+
+    try:
+        lessons = headless.choose(names, notebooks)
+        parameters = headless.assign(headless.parse(pairs), lessons)
+        headless.prepare_out(out, lessons)
+    except LabError as error:
+        raise _Refused(str(error)) from error
+    sys.exit(headless.run(lessons, out, parameters, time_limit, processes))
+
+
+@commands.command()
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def clean(yes: bool) -> None:
+    """Empty the cache, and remove what killed labs have left behind.
+
+    The cache holds Kafka's jars and what makes Java start fast; the next lab fetches them again. Your work is not touched.
+    """
+    from helpers.processes import sweep
+
+    folder = store.cache_folder()
+    if swept := sweep():
+        click.echo(f"Removed what {len(swept)} killed lab{'s' if len(swept) > 1 else ''} had left behind.")
+    if not folder.exists():
+        click.echo(f"The cache is empty already ({folder}).")
+        return
+    if not yes:
+        click.confirm(f"Empty the cache {folder}? End your running lessons first", abort=True)
+    freed = store.clean()
+    if folder.exists() and any(path.is_file() for path in folder.rglob("*")):
+        raise LabError(f"Not everything in {folder} could be removed: delete what is left as the user that made it.")
+    click.echo(f"{freed / 1e6:.0f} MB freed.")
+
+
+def main() -> None:
+    """Run the command line."""
+    commands(prog_name="python -m helpers")

@@ -1,0 +1,103 @@
+"""`python -m helpers lab`: JupyterLab on the learner's own copies of the lessons."""
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from helpers.errors import LabError
+
+
+def copy_lessons(notebooks: Path, folder: Path) -> list[Path]:
+    """Copy the lessons that a folder lacks into it; what is there stays as it is.
+
+    Returns:
+        The copies that were made now.
+
+    Raises:
+        LabError: there are no lessons, or the folder cannot be written.
+    """
+    lessons = sorted(notebooks.glob("*.ipynb"))
+    if not lessons:
+        raise LabError(f"There are no lessons in {notebooks}: install the course from its own folder, pip install -r requirements.txt.")
+    made = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for lesson in lessons:
+            copy = folder / lesson.name
+            if os.path.lexists(copy):
+                continue
+            # Under another name until it is whole: half a copy would never be mended. The bytes only: the original may be read-only.
+            part = folder / f".{lesson.name}.{os.getpid()}"
+            part.write_bytes(lesson.read_bytes())
+            part.rename(copy)
+            made.append(copy)
+    except OSError as error:
+        raise LabError(
+            f"Your copies of the lessons could not be written to {folder} ({error.strerror}): choose another folder with --dir."
+        ) from error
+    return made
+
+
+def open_lab(notebooks: Path, folder: Path, options: list[str]) -> None:
+    """Make the copies and the cache ready, then become JupyterLab: this process is replaced and does not return.
+
+    Args:
+        notebooks: folder of the lessons.
+        folder: the learner's folder; all that JupyterLab shows.
+        options: more options for JupyterLab; they win over ours.
+    """
+    if importlib.util.find_spec("jupyterlab") is None:
+        raise LabError("JupyterLab is not installed in this Python: pip install -r requirements.txt.")
+    folder = folder.absolute()
+    made = copy_lessons(notebooks, folder)
+    click.echo(f"Your lessons are in {folder}" + (f" ({len(made)} copied there now)." if made else "."))
+    _prepare_cache()
+    click.echo("Opening JupyterLab. Ctrl-C here ends it.")
+    sys.stdout.flush()
+    # One process: a signal, or a container's stop, goes to JupyterLab itself, and nothing of ours can be left over.
+    os.execve(sys.executable, command(folder, made, options), environment())
+
+
+def command(folder: Path, made: list[Path], options: list[str]) -> list[str]:
+    """The command line of JupyterLab; on the first visit it opens the first lesson."""
+    first_visit = made and len(made) == len(list(folder.glob("*.ipynb")))
+    return [
+        sys.executable,
+        "-m",
+        "jupyterlab",
+        f"--ServerApp.root_dir={folder}",
+        *([f"--LabApp.default_url=/lab/tree/{made[0].name}"] if first_visit else []),
+        # Open tabs are remembered with the lessons, not mixed with those of other projects.
+        f"--LabApp.workspaces_dir={folder / '.jupyterlab-workspaces'}",
+        # Warnings and the address only. One Ctrl-C ends it, without asking back. No news, no calls home.
+        "--Application.log_level=WARN",
+        "--JupyterApp.answer_yes=True",
+        "--LabApp.news_url=None",
+        "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+        *options,
+    ]
+
+
+def environment() -> dict[str, str]:
+    """The environment of JupyterLab and its kernels.
+
+    A kernel named python3 that somebody has installed in their home would come before the one of this Python, and not find `helpers`.
+    """
+    return dict(os.environ, JUPYTER_PREFER_ENV_PATH="1")
+
+
+def _prepare_cache() -> None:
+    """Fill the cache, so that the first cell starts in a second. Where that fails, the lessons can be read at least."""
+    from helpers.cluster import train
+    from helpers.fetch import prepare
+
+    if os.environ.get("COURSE_BOOTSTRAP_SERVERS"):
+        return  # a lesson that wants brokers of its own all the same fills the cache itself
+    try:
+        prepare(train)
+    except LabError as error:
+        click.secho(str(error), fg="yellow", err=True)
+        click.secho("JupyterLab opens all the same; the first cell that starts a cluster will try again.", fg="yellow", err=True)
