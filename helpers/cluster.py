@@ -30,6 +30,7 @@ PASSING = (
     kafka_errors.KafkaTimeoutError,
     kafka_errors.NodeNotReadyError,
     kafka_errors.UnknownTopicOrPartitionError,
+    kafka_errors.UnknownBrokerIdError,
 )
 
 _running: dict[int | None, "Cluster"] = {}  # by the argument of the call: calling `Cluster` again stops the earlier one
@@ -158,7 +159,7 @@ class Cluster:
         Raises:
             TimeoutError: no leader within ten seconds.
         """
-        return self._wait_for_leader(topic, partition, lambda leader: leader > 0, "a leader", 10)
+        return self._wait_for_leader(topic, partition, lambda leader: leader >= 0, "a leader", 10)
 
     def wait_for_new_leader(self, topic: str, partition: int = 0, *, old: int, timeout: float = 30) -> int:
         """Wait until a partition is led by another broker than `old`; returns its id.
@@ -220,7 +221,7 @@ class Cluster:
 
     def _begin(self, key: int | None) -> None:
         """Stop an earlier cluster of the same call, and be the one that runs from here on."""
-        if earlier := _running.pop(key, None):
+        if earlier := _running.get(key):
             earlier.stop()
         self._key = key
         self._topics: set[str] = set()
@@ -268,7 +269,11 @@ class Cluster:
         async def send():
             return await manager.send(request, node_id=node, request_timeout_ms=2000)
 
-        return manager.run(send)
+        try:
+            return manager.run(send)
+        except kafka_errors.UnknownBrokerIdError:  # a broker that came after this client
+            self._close_admin()
+            raise
 
     def _metadata(self, topics: list[str] | None, node: int | None = None):
         """Metadata of topics (None: all, []: none) as one broker has it."""
