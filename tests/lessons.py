@@ -1,0 +1,28 @@
+"""The lessons as the tests see them."""
+
+from pathlib import Path
+
+import nbformat
+
+NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+LESSONS = sorted(NOTEBOOKS.glob("[01][0-9]_*.ipynb"))
+
+
+def read(path: Path):
+    """A notebook, as nbformat gives it."""
+    return nbformat.read(path, as_version=4)
+
+
+def code_cells(notebook) -> list:
+    """The cells that are executed."""
+    return [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
+
+
+def tags(cell) -> list[str]:
+    """A cell's tags."""
+    return cell.metadata.get("tags", [])
+
+
+def tagged(notebook, tag: str) -> list:
+    """The cells with a tag."""
+    return [cell for cell in notebook.cells if tag in tags(cell)]

@@ -1,0 +1,140 @@
+"""What all lessons keep to: skeleton, executed in order, short cells, clean outputs, tags."""
+
+import importlib
+import re
+from urllib.parse import urlparse
+
+import pytest
+
+from helpers.questions import Question
+from tests.lessons import LESSONS, NOTEBOOKS, code_cells, read, tagged, tags
+
+SECTIONS = [
+    "The situation",
+    "The pattern in its smallest form",
+    "Look inside",
+    "Break it",
+    "Mend it",
+    "In production",
+    "Your turn",
+    "In short",
+]
+IMPORTS = code_cells(read(LESSONS[0]))[0].source
+MACHINE = re.compile(r"(/root|/home|/work|/tmp|/Users|/var|site-packages|127\.0\.0\.1:\d)")
+
+
+@pytest.fixture(params=LESSONS, ids=lambda path: path.stem, scope="module")
+def path(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def lesson(path):
+    return read(path)
+
+
+def questions(path) -> list[Question]:
+    module = importlib.import_module(f"exercises.lesson_{path.name[:2]}")
+    return [thing for thing in vars(module).values() if isinstance(thing, Question)]
+
+
+def outputs(lesson) -> list:
+    return [output for cell in code_cells(lesson) for output in cell.outputs]
+
+
+def test_begins_with_a_title_a_question_and_what_to_expect(lesson):
+    first = lesson.cells[0].source
+    assert first.startswith("# ") and re.search(r"\*\*.+\?\*\*", first)
+    assert all(f"What you'll {word}" in first for word in ("do", "learn", "need")) and "minutes" in first
+
+
+def test_has_the_skeleton(lesson):
+    headings = [
+        h for cell in lesson.cells if cell.cell_type == "markdown" for h in re.findall(r"^## (.+)$", cell.source, re.M)
+    ]
+    assert headings == SECTIONS
+
+
+def test_was_executed_whole_and_in_order(lesson):
+    counts = [cell.execution_count for cell in code_cells(lesson)]
+    assert counts == list(range(1, len(counts) + 1))
+
+
+def test_opens_with_the_same_imports_as_all(lesson):
+    assert code_cells(lesson)[0].source == IMPORTS
+
+
+def test_has_one_cell_of_parameters_that_are_plain_values(lesson):
+    (cell,) = tagged(lesson, "parameters")
+    assert all(re.match(r"[a-z_]+ = [\w.\"']+( *#.*)?$", line) for line in cell.source.splitlines())
+
+
+def test_ends_by_stopping_the_cluster(lesson):
+    assert "cluster.stop()" in code_cells(lesson)[-1].source
+    assert lesson.cells[-1] is code_cells(lesson)[-1]
+
+
+def test_cells_are_short_and_explained(lesson):
+    long = [
+        c.source.splitlines()[0]
+        for c in code_cells(lesson)
+        if sum(map(bool, map(str.strip, c.source.splitlines()))) > 18
+    ]
+    assert not long
+    runs = re.findall("C+", "".join("M" if c.cell_type == "markdown" else "C" for c in lesson.cells))
+    assert max(map(len, runs)) <= 3, "more than three code cells without a word between them"
+
+
+def test_outputs_are_clean(lesson):
+    assert not [o for o in outputs(lesson) if o.output_type == "error" or o.get("name") == "stderr"]
+    assert not [o for o in outputs(lesson) if any("widget" in kind for kind in o.get("data", {}))]
+    assert "widgets" not in lesson.metadata
+    texts = [
+        o.get("text", "") + str({k: v for k, v in o.get("data", {}).items() if k != "image/png"})
+        for o in outputs(lesson)
+    ]
+    assert not [text for text in texts if MACHINE.search(text)]
+
+
+def test_each_cell_that_ends_in_a_picture_has_a_text_twin(lesson):
+    pictures = [o.data for o in outputs(lesson) if "image/png" in o.get("data", {})]
+    assert pictures and all(len(p["text/plain"].splitlines()) > 1 for p in pictures)
+
+
+def test_at_most_two_outputs_are_not_compared(lesson):
+    assert not [c for c in code_cells(lesson) if "NBVAL_SKIP" in c.source or "nbval-skip" in tags(c)]
+    ignored = [c for c in code_cells(lesson) if "NBVAL_IGNORE" in c.source or "nbval-ignore-output" in tags(c)]
+    assert len(ignored) <= 2
+    assert not [c for c in code_cells(lesson) if "NBVAL_RAISES" in c.source or "raises-exception" in tags(c)]
+
+
+def test_links_are_well_formed(lesson):
+    text = "\n".join(cell.source for cell in lesson.cells if cell.cell_type == "markdown")
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        parts = urlparse(link)
+        assert (parts.scheme == "https" and "." in parts.netloc) or (NOTEBOOKS / link).exists(), link
+
+
+def test_says_nothing_of_this_machine(lesson):
+    assert not [cell.source for cell in lesson.cells if MACHINE.search(cell.source)]
+
+
+def test_every_cell_has_its_place_on_the_slides(lesson):
+    kinds = {"slide", "subslide", "fragment", "skip", "notes", "-"}
+    assert {cell.metadata.get("slideshow", {}).get("slide_type") for cell in lesson.cells} <= kinds
+
+
+def test_cells_that_harm_brokers_say_so(lesson):
+    harm = re.compile(r"\b\w+\.(kill|pause|resume|restart)\((leader|follower|broker|dead|\d)|Cluster\(brokers=")
+    assert not [c.source for c in code_cells(lesson) if harm.search(c.source) and "harms-brokers" not in tags(c)]
+
+
+def test_has_a_cell_and_a_check_for_each_question(path, lesson):
+    asked = questions(path)
+    assert len(asked) >= 3
+    for question in asked:
+        (cell,) = tagged(lesson, f"question-{question.name}")
+        assert cell.source.strip() == question.starter.strip()
+        (check,) = tagged(lesson, f"check-{question.name}")
+        assert check.source == f"{question.name}.check()"
+        assert "not started" in str(check.outputs[0].data["text/plain"])
