@@ -13,6 +13,7 @@ from .style import (
     EDGE,
     MUTED,
     PAD,
+    PALETTE,
     SMALL,
     Colours,
     Sheet,
@@ -21,10 +22,12 @@ from .style import (
     tint,
 )
 
+WIDTH = 720.0  # pixels
+
 
 @dataclass(frozen=True)
 class Bars:
-    """Named amounts of one unit; those that were `measured` differ from run to run, so the text leaves them out."""
+    """Named amounts of one unit. `measured` ones differ from run to run, so the text leaves them out."""
 
     rows: tuple[tuple[str, float], ...]
     unit: str
@@ -48,8 +51,13 @@ class _Plan:
     top: float = 0  # the greatest amount
 
 
-def bars(rows: Mapping[str, float] | Iterable[tuple[str, float]], title: str, unit: str,
-         subtitle: str | None = None, measured: bool = True) -> Picture:
+def bars(
+    rows: Mapping[str, float] | Iterable[tuple[str, float]],
+    title: str,
+    unit: str,
+    subtitle: str | None = None,
+    measured: bool = True,
+) -> Picture:
     """Picture amounts, e.g. `{"one by one": 310, "in batches": 41_000}` in 'records/s', as horizontal bars.
 
     With `measured` the text names the rows without their figures.
@@ -59,11 +67,21 @@ def bars(rows: Mapping[str, float] | Iterable[tuple[str, float]], title: str, un
     return Picture(title, model, View(_plan_bars, _draw_bars, _twin_of_bars), subtitle)
 
 
-def lines(series: Mapping[str, Sequence[tuple[float, float]]], title: str, x_label: str, y_label: str,
-          subtitle: str | None = None, measured: bool = True) -> Picture:
+def lines(
+    series: Mapping[str, Sequence[tuple[float, float]]],
+    title: str,
+    x_label: str,
+    y_label: str,
+    subtitle: str | None = None,
+    measured: bool = True,
+) -> Picture:
     """Picture series of (x, y) points, each with its name at its end; `measured` as in `bars`."""
-    model = Lines(tuple((str(name), tuple((float(x), float(y)) for x, y in points))
-                        for name, points in series.items()), x_label, y_label, measured)
+    model = Lines(
+        tuple((str(name), tuple((float(x), float(y)) for x, y in points)) for name, points in series.items()),
+        x_label,
+        y_label,
+        measured,
+    )
     return Picture(title, model, View(_plan_lines, _draw_lines, _twin_of_lines), subtitle)
 
 
@@ -74,19 +92,21 @@ def _figure(amount: float) -> str:
     return told.rstrip("0").rstrip(".") if "." in told else told
 
 
-def _plan_bars(models: Sequence[Bars]) -> _Plan:
+def _plan_bars(models: Sequence[Bars], least: float) -> _Plan:
     rows = [row for model in models for row in model.rows]
     names = max((min(text_width(name), 280) for name, _ in rows), default=0)
-    return _Plan(720, PAD + names + 12, max((amount for _, amount in rows), default=0))
+    return _Plan(max(least, WIDTH), PAD + names + 12, max((amount for _, amount in rows), default=0))
 
 
 def _draw_bars(sheet: Sheet, model: Bars, plan: _Plan) -> None:
     told = [f"{_figure(amount)} {model.unit}" for _, amount in model.rows]
-    room = sheet.width - PAD - plan.gutter - max(map(text_width, told), default=0) - 12
+    longest = max((text_width(figure, bold=True) for figure in told), default=0)
+    room = sheet.width - PAD - plan.gutter - longest - 12
     for (name, amount), figure in zip(model.rows, told, strict=True):
-        long = max(2.0, room * amount / plan.top) if plan.top else 2.0
+        long = max(2.0, room * amount / plan.top) if plan.top > 0 else 0.0
         sheet.text(plan.gutter - 12, sheet.y + 14, fit(name, 280), align="right")
-        sheet.box(plan.gutter, sheet.y, long, 28, fill=tint(BLUE), edge=BLUE, radius=4)
+        if amount > 0:
+            sheet.box(plan.gutter, sheet.y, long, 28, fill=tint(BLUE), edge=BLUE, radius=4)
         sheet.text(plan.gutter + long + 10, sheet.y + 14, figure, bold=True)
         sheet.y += 38
     if not model.rows:
@@ -107,8 +127,8 @@ def _ticks(low: float, high: float, about: int = 5) -> list[float]:
     return [number * step for number in range(floor(low / step), ceil(high / step) + 1)]
 
 
-def _plan_lines(models: Sequence[Lines]) -> _Plan:
-    return _Plan(720)
+def _plan_lines(models: Sequence[Lines], least: float) -> _Plan:
+    return _Plan(max(least, WIDTH))
 
 
 def _draw_lines(sheet: Sheet, model: Lines, plan: _Plan) -> None:
@@ -119,7 +139,7 @@ def _draw_lines(sheet: Sheet, model: Lines, plan: _Plan) -> None:
     left = PAD + max(text_width(_figure(y), SMALL) for y in upward) + 8
     names = {name: fit(name, 200, BODY, True) for name, _ in model.series}
     right = sheet.width - PAD - max((text_width(name, BODY, True) for name in names.values()), default=0) - 12
-    high, top = 220.0, sheet.y + 30
+    high, top = max(220.0, 20.0 * len(names)), sheet.y + 30
 
     def x_of(x: float) -> float:
         return left + (right - left) * (x - across[0]) / ((across[-1] - across[0]) or 1)
@@ -135,22 +155,35 @@ def _draw_lines(sheet: Sheet, model: Lines, plan: _Plan) -> None:
         sheet.text(x_of(x), top + high + 16, _figure(x), size=SMALL, colour=MUTED, align="center")
     sheet.text(right, top + high + 38, fit(model.x_label, 400), colour=MUTED, align="right")
     ends = []
-    for name, series in model.series:
+    for place, (name, series) in enumerate(model.series):
         if series:
-            sheet.line([(x_of(x), y_of(y)) for x, y in series], colour=colours(name).line, width=2.4)
+            style = "-" if place < len(PALETTE) else (0, (4, 2))
+            sheet.line([(x_of(x), y_of(y)) for x, y in series], colour=colours(name).line, width=2.4, style=style)
             ends.append((y_of(series[-1][1]), name, x_of(series[-1][0])))
-    lowest = top - 20.0
-    for y, name, x in sorted(ends):  # names that would meet give way downward, and a thread leads to them
-        at = max(y, lowest + 20)
-        lowest = at
-        sheet.line([(x, y), (right + 2, y), (right + 8, at)], colour=colours(name).line, width=0.8, style=":")
+    for y, name, x, at in _spread(ends, top, top + high):
+        sheet.line([(x, y), (right + 2, y), (right + 9, at)], colour=colours(name).line, width=1)
         sheet.text(right + 12, at, names[name], bold=True)
-    sheet.y = max(top + high + 50, lowest + 16)
+    sheet.y = top + high + 50
+
+
+def _spread(ends: list[tuple[float, str, float]], top: float, bottom: float) -> list[tuple[float, str, float, float]]:
+    """The (y, name, x) of the lines' ends with the y at which each name stands: names that would meet give way."""
+    places: list[float] = []
+    for y, _, _ in sorted(ends, reverse=True):
+        places.append(min(y, places[-1] - 20 if places else bottom))
+    for index in reversed(range(len(places))):
+        places[index] = max(places[index], places[index + 1] + 20 if index + 1 < len(places) else top)
+    return [(*end, place) for end, place in zip(sorted(ends, reverse=True), places, strict=True)]
 
 
 def _twin_of_lines(model: Lines) -> list[str]:
     axes = f"lines of {model.y_label} over {model.x_label}"
     if model.measured:
         return [f"{axes}: " + (" | ".join(name for name, _ in model.series) or "nothing to show")]
-    return [axes, *(f"{name}: " + (", ".join(f"{_figure(x)} → {_figure(y)}" for x, y in series) or "nothing")
-                    for name, series in model.series)]
+    return [
+        axes,
+        *(
+            f"{name}: " + (", ".join(f"{_figure(x)} → {_figure(y)}" for x, y in series) or "nothing")
+            for name, series in model.series
+        ),
+    ]

@@ -11,15 +11,15 @@ from dataclasses import dataclass, replace
 from math import sqrt
 from typing import Any
 
-from kafka import ConsumerRebalanceListener, KafkaAdminClient
-from kafka.errors import KafkaError
+from kafka import ConsumerRebalanceListener
 
+from .capture import admin_of
 from .picture import Film, Picture, View
 from .style import (
+    LABEL_GAP,
     LABEL_ROW,
     LANE,
     MAX_WIDTH,
-    MIN_WIDTH,
     MUTED,
     PAD,
     SMALL,
@@ -52,7 +52,7 @@ class Moment:
 
 @dataclass(frozen=True)
 class Ownership:
-    """The recording up to `end`. Two owners of a partition at once are possible: a zombie believes it is one."""
+    """The recording up to `end`. A partition can have two owners at once: a zombie believes it is one."""
 
     topic: str
     partitions: tuple[int, ...]
@@ -63,8 +63,10 @@ class Ownership:
     def owners(self, at: float) -> dict[int, tuple[str, ...]]:
         """The owners of each partition at a time."""
         owning = [span for span in self.spans if span.start <= at and (at < span.end or span.end == self.end)]
-        return {partition: tuple(sorted({span.owner for span in owning if span.partition == partition}))
-                for partition in self.partitions}
+        return {
+            partition: tuple(sorted({span.owner for span in owning if span.partition == partition}))
+            for partition in self.partitions
+        }
 
 
 class OwnershipRecorder:
@@ -85,24 +87,16 @@ class OwnershipRecorder:
         self._moments: list[Moment] = []
 
     def listener(self, member: str) -> ConsumerRebalanceListener:
-        """A listener for `consumer.subscribe(..., listener=...)` that tells what this member is given and loses."""
+        """A listener for `consumer.subscribe(..., listener=...)`, to record what this member owns."""
         return _Listener(self, member)
 
     def assigned(self, member: str, partitions: Iterable[Any]) -> None:
         """A member owns these partitions (numbers or TopicPartitions) from now on, beside those it has."""
-        with self._changed:
-            for partition in self._numbers(partitions):
-                self._owned.setdefault((partition, member), self._now())
-            self._changed.notify_all()
+        self._change([(number, member) for number in self._numbers(partitions)], [])
 
     def revoked(self, member: str, partitions: Iterable[Any]) -> None:
         """A member owns these partitions no longer."""
-        with self._changed:
-            for partition in self._numbers(partitions):
-                since = self._owned.pop((partition, member), None)
-                if since is not None:
-                    self._spans.append(Span(partition, member, since, self._now()))
-            self._changed.notify_all()
+        self._change([], [(number, member) for number in self._numbers(partitions)])
 
     def gone(self, member: str) -> None:
         """A member owns nothing any more: it left, or it was killed and could not say so."""
@@ -113,37 +107,41 @@ class OwnershipRecorder:
         with self._changed:
             self._moments.append(Moment(name, self._now()))
 
-    def wait_for(self, owners: Mapping[str, Iterable[int]], timeout: float = 15,
-                 meanwhile: Callable[[], Any] | None = None) -> None:
+    def wait_for(
+        self, owners: Mapping[str, Iterable[int]], timeout: float = 15, meanwhile: Callable[[], Any] | None = None
+    ) -> None:
         """Wait until the partitions are owned exactly so, e.g. `{"ann": [0, 1], "bob": [2]}`.
 
         `meanwhile` is called over and over, for example to poll consumers that live in this thread. After
         `timeout` seconds a TimeoutError says who owned what instead.
         """
-        wanted = {(partition, member) for member, partitions in owners.items() for partition in partitions}
+        wanted = {(number, member) for member, numbers in owners.items() for number in numbers}
         deadline = time.monotonic() + timeout
-        while True:
-            with self._changed:
-                if wanted == set(self._owned):
-                    return
-                if not meanwhile:
-                    self._changed.wait(max(0.0, min(0.2, deadline - time.monotonic())))
+        while (owned := self._pairs()) != wanted:
+            if time.monotonic() > deadline:
+                told = [
+                    _told(
+                        {number: sorted(member for at, member in pairs if at == number) for number in self.partitions}
+                    )
+                    for pairs in (wanted, owned)
+                ]
+                raise TimeoutError(
+                    f"After {timeout:g} s the owners were not as expected: wanted {told[0]}; saw {told[1]}."
+                )
             if meanwhile:
                 meanwhile()
-            if time.monotonic() > deadline and wanted != set(self._owned):
-                told = [_told(self.partitions, lambda partition, pairs=pairs: sorted(
-                    member for number, member in pairs if number == partition))
-                    for pairs in (wanted, set(self._owned))]
-                raise TimeoutError(f"After {timeout:g} s the partitions were not owned as expected: "
-                                   f"wanted {told[0]}, but saw {told[1]}.")
+            else:
+                with self._changed:
+                    self._changed.wait(0.05)
 
     @contextmanager
-    def watch(self, cluster: Any, group: str, interval: float = 0.1) -> Iterator[None]:
+    def watch(self, cluster: Any, group: str, interval: float = 0.05) -> Iterator[None]:
         """Record what the group's coordinator says, for members in other processes or other languages.
 
-        Members are named by their `client_id`. While the group rebalances nobody owns anything. Groups of the
-        new protocol (`group.protocol=consumer`, KIP-848) cannot be described by kafka-python: have their
-        members' listeners call `assigned` and `revoked` instead.
+        Members are named by their `client_id`. While the group rebalances nobody owns anything; a rebalance
+        shorter than `interval` seconds may not be seen. Groups of the new protocol (`group.protocol=consumer`,
+        KIP-848) cannot be described by kafka-python: have their members' listeners call `assigned` and
+        `revoked` instead.
         """
         self._cluster = cluster
         stop, seen = threading.Event(), threading.Event()
@@ -152,10 +150,10 @@ class OwnershipRecorder:
             admin = None
             while not stop.is_set():
                 try:
-                    admin = admin or KafkaAdminClient(**cluster.connection)
-                    self._set(_owners_in(admin.describe_groups([group])[group], self.topic))
+                    admin = admin or admin_of(cluster)
+                    self._change(_owners_in(admin.describe_groups([group])[group], self.topic), None)
                     seen.set()
-                except KafkaError:  # a broker is away, or the coordinator moves: look again
+                except Exception:  # a broker is away: look again; a thread's traceback would be a cell's output
                     pass
                 stop.wait(interval)
             if admin:
@@ -174,11 +172,14 @@ class OwnershipRecorder:
         """What was recorded so far."""
         with self._changed:
             now = self._now()
-            spans = [*self._spans, *(Span(partition, member, since, now)
-                                     for (partition, member), since in self._owned.items())]
+            spans = [
+                *self._spans,
+                *(Span(partition, member, since, now) for (partition, member), since in self._owned.items()),
+            ]
             moments = tuple(self._moments)
         topic = self._cluster.plain(self.topic) if self._cluster else self.topic
-        return Ownership(topic, self.partitions, tuple(sorted(spans, key=lambda span: span.start)), moments, now)
+        spans.sort(key=lambda span: (span.start, span.partition))
+        return Ownership(topic, self.partitions, tuple(spans), moments, now)
 
     def view(self, title: str, subtitle: str | None = None) -> Picture:
         """Picture the recording so far."""
@@ -194,21 +195,32 @@ class OwnershipRecorder:
 
     def _numbers(self, partitions: Iterable[Any]) -> list[int]:
         """The numbers of those partitions that belong to the topic."""
-        return [getattr(partition, "partition", partition) for partition in partitions
-                if getattr(partition, "topic", self.topic) == self.topic]
+        return [
+            getattr(partition, "partition", partition)
+            for partition in partitions
+            if getattr(partition, "topic", self.topic) == self.topic
+        ]
 
-    def _set(self, owners: Mapping[int, str]) -> None:
-        """Change what is recorded to just these owners."""
+    def _pairs(self) -> set[tuple[int, str]]:
         with self._changed:
-            for partition, member in list(self._owned):
-                if owners.get(partition) != member:
-                    self.revoked(member, [partition])
-            for partition, member in owners.items():
-                self.assigned(member, [partition])
+            return set(self._owned)
+
+    def _change(self, gained: Iterable[tuple[int, str]], lost: Iterable[tuple[int, str]] | None) -> None:
+        """Record at one time what (partition, member) is new and what has ended; None: all that is not gained."""
+        with self._changed:
+            now = self._now()
+            gained = set(gained)
+            for pair in set(self._owned) - gained if lost is None else lost:
+                since = self._owned.pop(pair, None)
+                if since is not None:
+                    self._spans.append(Span(*pair, since, now))
+            for pair in gained:
+                self._owned.setdefault(pair, now)
+            self._changed.notify_all()
 
 
 class _Listener(ConsumerRebalanceListener):
-    """Tells the recorder what Kafka tells the member; a loss without goodbye comes as 'revoked' too (KIP-429)."""
+    """Tells the recorder what Kafka tells the member; lost partitions come as revoked too (KIP-429)."""
 
     def __init__(self, recorder: OwnershipRecorder, member: str) -> None:
         self._recorder, self._member = recorder, member
@@ -220,48 +232,46 @@ class _Listener(ConsumerRebalanceListener):
         self._recorder.revoked(self._member, revoked)
 
 
-def _owners_in(description: Mapping[str, Any], topic: str) -> dict[int, str]:
-    """The owner of each partition of the topic in what the admin client says of a group."""
+def _owners_in(description: Mapping[str, Any], topic: str) -> list[tuple[int, str]]:
+    """Each (partition of the topic, member) in what the admin client says of a group."""
     if description["group_state"] != "Stable":
-        return {}
+        return []
     members = sorted(description["members"], key=lambda member: member["member_id"])
     names = [member["client_id"] for member in members]
-    owners = {}
+    owners = []
     for place, member in enumerate(members):
         name = names[place]
         if names.count(name) > 1:  # clients that were given no name of their own
             name = f"{name} {names[: place + 1].count(name)}"
-        for assigned in (member["member_assignment"] or {}).get("assigned_partitions", ()):
+        assignment = member["member_assignment"]
+        for assigned in assignment["assigned_partitions"] if isinstance(assignment, Mapping) else ():
             if assigned["topic"] == topic:
-                owners.update(dict.fromkeys(assigned["partitions"], name))
+                owners += [(number, name) for number in assigned["partitions"]]
     return owners
 
 
 def _until(whole: Ownership, moment: Moment) -> Ownership:
     """The recording as it was at a moment."""
-    spans = [replace(span, end=min(span.end, moment.time)) for span in whole.spans if span.start <= moment.time]
+    at = moment.time
+    spans = [replace(span, end=min(span.end, at)) for span in whole.spans if span.start <= at]
     moments = whole.moments[: whole.moments.index(moment) + 1]
-    return replace(whole, spans=tuple(spans), moments=moments, end=moment.time)
+    return replace(whole, spans=tuple(spans), moments=moments, end=at)
 
 
 # The text
 
 
-def _told(partitions: Iterable[int], owners: Callable[[int], Sequence[str]]) -> str:
-    return " · ".join(f"partition {number} {' and '.join(owners(number)) or 'nobody'}" for number in partitions)
-
-
-def _told_at(model: Ownership, name: str, at: float) -> str:
-    return f"{name}: {_told(model.partitions, model.owners(at).__getitem__)}"
+def _told(owners: Mapping[int, Sequence[str]]) -> str:
+    return " · ".join(f"partition {number} {' and '.join(names) or 'nobody'}" for number, names in owners.items())
 
 
 def _twin(model: Ownership) -> list[str]:
     moments = model.moments or (Moment("at the end", model.end),)
-    return [f"topic {model.topic}", *(_told_at(model, moment.name, moment.time) for moment in moments)]
+    return [f"topic {model.topic}", *(f"{each.name}: {_told(model.owners(each.time))}" for each in moments)]
 
 
 def _twin_of_last(model: Ownership) -> list[str]:
-    return [_told(model.partitions, model.owners(model.end).__getitem__)]
+    return [_told(model.owners(model.end))]
 
 
 # The drawing
@@ -282,8 +292,12 @@ class _Plan:
     def x(self, at: float) -> float:
         return self.gutter + self.edges[bisect_left(self.times, at)]
 
+    def widest(self, stretches: Iterable[tuple[float, float]]) -> tuple[float, float]:
+        """From which x to which the widest of the stretches goes."""
+        return max(((self.x(start), self.x(end)) for start, end in stretches), key=lambda pair: pair[1] - pair[0])
 
-def _plan(models: Sequence[Ownership]) -> _Plan:
+
+def _plan(models: Sequence[Ownership], least: float) -> _Plan:
     """Scale time so that each owner's name can be read: longer takes more room, though not in proportion."""
     whole = models[-1]
     points = {whole.end, *(moment.time for moment in whole.moments)}
@@ -297,20 +311,25 @@ def _plan(models: Sequence[Ownership]) -> _Plan:
             widths[last - 1] += max(0.0, need - sum(widths[first:last]))
 
     for span in whole.spans:
-        widen(span.start, span.end, text_width(span.owner, bold=True) + 20)
+        widen(*_stretches(whole, span.start, span.end)[0], text_width(span.owner, bold=True) + 20)
     for moment in whole.moments:
         widen(moment.time, whole.end, label_width(moment.name))
     gutter = PAD + max((text_width(f"partition {number}") for number in whole.partitions), default=0) + 14
-    wide = min(max(sum(widths), MIN_WIDTH - gutter - PAD), MAX_WIDTH - gutter - PAD)
+    # A film ends with its last moment, whose label then stands right of the lanes.
+    tail = max((label_width(moment.name) - 12 for moment in whole.moments if moment.time == whole.end), default=0)
+    tail = min(tail, 240.0)
+    wide = min(max(sum(widths), least - gutter - tail - PAD), MAX_WIDTH - gutter - tail - PAD)
     edges = [0.0] if widths else [wide]
     for width in widths:
         edges.append(edges[-1] + width * wide / sum(widths))
     places = [edges[bisect_left(times, moment.time)] for moment in whole.moments]
-    names = [fit(moment.name, max(20.0, wide - x - label_width("") + 12), bold=True)
-             for moment, x in zip(whole.moments, places, strict=True)]
+    names = [
+        fit(moment.name, max(20.0, wide + tail - x - LABEL_GAP), bold=True)
+        for moment, x in zip(whole.moments, places, strict=True)
+    ]
     levels = stack_labels([(x, label_width(name)) for x, name in zip(places, names, strict=True)])
     return _Plan(
-        width=gutter + wide + PAD,
+        width=gutter + wide + tail + PAD,
         gutter=gutter,
         times=times,
         edges=edges,
@@ -320,45 +339,52 @@ def _plan(models: Sequence[Ownership]) -> _Plan:
     )
 
 
+def _stretches(model: Ownership, start: float, end: float) -> list[tuple[float, float]]:
+    """The stretches of a time between the moments' lines, which would run through what is written."""
+    cuts = [moment.time for moment in model.moments if start < moment.time < end]
+    return list(zip([start, *cuts], [*cuts, end], strict=True))
+
+
 def _rows(model: Ownership, partition: int) -> dict[Span, int]:
-    """The row of each span within its lane: the first that is free, so 0 unless there are two owners at once."""
+    """The row of each span within its lane: the first that is free, so 0 unless there are two owners."""
     rows: dict[Span, int] = {}
-    for span in (span for span in model.spans if span.partition == partition):
+    spans = sorted((span for span in model.spans if span.partition == partition), key=lambda span: span.start)
+    for span in spans:
         busy = {row for other, row in rows.items() if other.end > span.start}
         rows[span] = next(row for row in range(len(rows) + 1) if row not in busy)
     return rows
 
 
 def _draw(sheet: Sheet, model: Ownership, plan: _Plan) -> None:
-    sheet.text(PAD, sheet.y + 8, "topic", colour=MUTED)
-    sheet.text(PAD + text_width("topic") + 6, sheet.y + 8, fit(model.topic, 480, bold=True), bold=True)
-    sheet.y += 26
+    sheet.topic(model.topic)
+    sheet.y += 2
     sheet.y += LABEL_ROW * (1 + max((level for *_, level in plan.labels), default=-1)) + 2
-    top, right = sheet.y, plan.x(model.end)
-    nobody = False
+    top, now = sheet.y, plan.x(model.end)
     for partition in model.partitions:
         high = ROW * plan.rows[partition] + 8
-        sheet.box(plan.gutter, sheet.y, right - plan.gutter, high, fill=LANE, radius=8, layer=1)
-        sheet.text(plan.gutter - 14, sheet.y + high / 2, f"partition {partition}", colour=MUTED, align="right")
+        sheet.box(plan.gutter, sheet.y, now - plan.gutter, high, fill=LANE, radius=8, layer=1)
+        middle = sheet.y + high / 2
+        sheet.text(plan.gutter - 14, middle, f"partition {partition}", colour=MUTED, align="right")
         rows = _rows(model, partition)
         for span, row in rows.items():
             left, wide = plan.x(span.start), plan.x(span.end) - plan.x(span.start)
             y = sheet.y + 4 + ROW * row
             colour = plan.colours(span.owner)
             sheet.box(left + 1, y + 1, max(wide - 2, 1), ROW - 2, fill=colour.fill, edge=colour.line)
-            if wide > 24:
-                name = fit(span.owner, wide - 12, bold=True)
-                sheet.text(left + wide / 2, y + ROW / 2, name, bold=True, align="center")
+            left, right = plan.widest(_stretches(model, span.start, span.end))
+            if right - left > 24:
+                name = fit(span.owner, right - left - 10, bold=True)
+                sheet.text((left + right) / 2, y + ROW / 2, name, bold=True, align="center")
         for start, end in _gaps(model, rows):
-            nobody = True
-            wide, told = plan.x(end) - plan.x(start), f"{end - start:.1f} s"
-            if end - start >= 0.1 and text_width(told, SMALL) + 6 < wide:
-                sheet.text(plan.x(start) + wide / 2, sheet.y + high / 2, told, size=SMALL, colour=MUTED, align="center")
+            left, right = plan.widest(_stretches(model, start, end))
+            told = f"{end - start:.1f} s"
+            if end - start >= 0.2 and text_width(told, SMALL) + 6 < right - left:
+                sheet.text((left + right) / 2, middle, told, size=SMALL, colour=MUTED, align="center")
         sheet.y += high + 8
     for x, name, level in plan.labels[: len(model.moments)]:
         sheet.label(plan.gutter + x, top - 3 - LABEL_ROW * (level + 0.5), sheet.y - 8, name)
     sheet.y += 6
-    sheet.footer(["time runs to the right, not to scale"] + ["grey = nobody reads"] * nobody)
+    sheet.footer(["time runs to the right, not to scale", "grey = nobody reads"])
 
 
 def _gaps(model: Ownership, spans: Iterable[Span]) -> list[tuple[float, float]]:

@@ -17,11 +17,11 @@ from .style import MAX_WIDTH, MIN_WIDTH, PAD, TITLE, Sheet, fit, text_width
 class View:
     """How one kind of model is shown: what its moments share, how it is drawn, and how it is told.
 
-    `plan` gets all models that are to be drawn alike (one, or the moments of a film) and returns an object
-    with a `width` in pixels; `draw` gets it back. `twin` gives the lines of the text.
+    `plan` gets all models that are to be drawn alike (one, or the moments of a film) and the least width in
+    pixels; it returns an object with a `width`, which `draw` gets back. `twin` gives the lines of the text.
     """
 
-    plan: Callable[[Sequence[Any]], Any]
+    plan: Callable[[Sequence[Any], float], Any]
     draw: Callable[[Sheet, Any, Any], None]
     twin: Callable[[Any], list[str]]
 
@@ -29,13 +29,21 @@ class View:
 class Picture:
     """A picture of one recorded model, and the same facts as text (`picture.text`).
 
-    The text is what nbval compares, what a screen reader reads (VS Code takes it as the picture's alternative
-    text, nbconvert's basic template too; JupyterLab 4 has no such place) and what a log without a screen shows.
-    With `COURSE_PICTURES=text` in the environment there is only the text, in JupyterLab as well.
+    The text is what nbval compares, what a log without a screen shows, and what a screen reader reads:
+    VS Code takes it as the picture's alternative text. JupyterLab 4.6 has no place for one, so with
+    `COURSE_PICTURES=text` in the environment there is the text alone, there as everywhere.
     """
 
-    def __init__(self, title: str, model: Any, view: View, subtitle: str | None = None, *,
-                 alike: Sequence[Any] | None = None, text: str | None = None) -> None:
+    def __init__(
+        self,
+        title: str,
+        model: Any,
+        view: View,
+        subtitle: str | None = None,
+        *,
+        alike: Sequence[Any] | None = None,
+        text: str | None = None,
+    ) -> None:
         self.title, self.subtitle, self.model, self.view = title, subtitle, model, view
         self._alike = alike or [model]
         self._text = text
@@ -53,9 +61,8 @@ class Picture:
     @cached_property
     def sheet(self) -> Sheet:
         """The drawing, made when it is first asked for."""
-        plan = self.view.plan(self._alike)
         title = text_width(self.title, TITLE, bold=True) + 2 * PAD
-        plan.width = round(max(plan.width, MIN_WIDTH, min(title, MAX_WIDTH)))
+        plan = self.view.plan(self._alike, max(MIN_WIDTH, min(title, MAX_WIDTH)))
         sheet = Sheet(plan.width)
         sheet.header(self.title, self.subtitle)
         self.view.draw(sheet, self.model, plan)
@@ -75,10 +82,10 @@ class Picture:
         return self.text
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict, dict]:
-        if os.environ.get("COURSE_PICTURES") == "text":
+        if _text_alone():
             return {"text/plain": self.text}, {}
         data = {"image/png": base64.b64encode(self.png).decode(), "text/plain": self.text}
-        return data, {"image/png": {"width": round(self.sheet.width), "alt": self.text}}
+        return data, {"image/png": {"width": self.sheet.width, "alt": self.text}}
 
 
 class Film:
@@ -93,10 +100,11 @@ class Film:
         if not moments:
             raise ValueError("A film needs at least one moment: a list of (caption, picture).")
         self.title = title
-        self.captions = [f"{number} of {len(moments)} · {caption}"
-                         for number, (caption, _) in enumerate(moments, 1)]
-        told = [[caption, *(f"  {line}" for line in picture.body)]
-                for caption, (_, picture) in zip(self.captions, moments, strict=True)]
+        self.captions = [f"{number} of {len(moments)} · {caption}" for number, (caption, _) in enumerate(moments, 1)]
+        told = [
+            [caption, *(f"  {line}" for line in picture.body)]
+            for caption, (_, picture) in zip(self.captions, moments, strict=True)
+        ]
         self.text = "\n".join([title, *(line for lines in told for line in lines)])
         alike = [picture.model for _, picture in moments]
         self.pictures = [
@@ -118,7 +126,7 @@ class Film:
         """Show the last moment and, where a person can move it, a slider through all of them."""
         from IPython.display import display  # here, so that pictures can be made without IPython
 
-        if len(self.pictures) == 1 or not _somebody_is_watching():
+        if len(self.pictures) == 1 or _text_alone() or not _somebody_is_watching():
             display(self.pictures[-1])
             return
         handle = display(self.pictures[-1], display_id=True)
@@ -126,6 +134,10 @@ class Film:
         if slider is not None:
             slider.observe(lambda change: handle.update(self.pictures[change["new"]]), names="value")
             display(slider)
+
+
+def _text_alone() -> bool:
+    return os.environ.get("COURSE_PICTURES") == "text"
 
 
 def _somebody_is_watching() -> bool:
@@ -148,7 +160,11 @@ def _slider(captions: Sequence[str]) -> Any:
         from ipywidgets import Layout, SelectionSlider
 
         options = [(caption, place) for place, caption in enumerate(captions)]
-        return SelectionSlider(options=options, value=len(options) - 1, description="moment",
-                               layout=Layout(width="100%", max_width="900px"))
-    except Exception:  # a slider is a comfort: whatever keeps it away (no package, no comm), the picture stays
+        return SelectionSlider(
+            options=options,
+            value=len(options) - 1,
+            description="moment",
+            layout=Layout(width="100%", max_width="900px"),
+        )
+    except Exception:  # a comfort: whatever keeps it away (no package, no comm), the picture stays
         return None

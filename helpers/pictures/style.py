@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable, Sequence
 from functools import cache, lru_cache
+from math import ceil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,9 +24,8 @@ from matplotlib.text import Text
 from PIL import Image
 
 # Okabe and Ito's colours, which colour-blind readers tell apart.
-BLUE, ORANGE, GREEN, PINK, SKY, RED = PALETTE = (
-    "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00",
-)
+PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
+BLUE, DARK_RED = "#0072B2", "#b04a00"  # dark enough for letters on white, and for white letters on them
 INK, MUTED, LANE, EDGE, WHITE = "#1f2933", "#5f6b78", "#eef1f4", "#d3d9e0", "#ffffff"
 SMALL, BODY, TITLE = 10.0, 11.0, 13.5  # points
 PAD = 20.0  # pixels between the card's edge and what is drawn on it
@@ -73,14 +73,14 @@ class Colours:
 
 @cache
 def font(size: float, bold: bool = False) -> FontProperties:
-    """DejaVu Sans from matplotlib's own folder: the same letters, and so the same picture, on every machine."""
+    """DejaVu Sans from matplotlib's own folder: the same letters, so the same picture, on every machine."""
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
     return FontProperties(fname=Path(matplotlib.get_data_path(), "fonts/ttf", name), size=size)
 
 
 @lru_cache(maxsize=4096)
 def drawable(text: str) -> str:
-    """The text on one line, with a box for each letter that the font lacks (matplotlib would warn on stderr)."""
+    """The text on one line, a box for each letter that the font lacks: matplotlib would warn on stderr."""
     known = _letters()
     return "".join(letter if ord(letter) in known else "□" for letter in " ".join(text.split()))
 
@@ -106,9 +106,10 @@ def text_width(text: str, size: float = BODY, bold: bool = False) -> float:
 def fit(text: str, width: float, size: float = BODY, bold: bool = False) -> str:
     """The text if it fits into `width` pixels, else as much of it as does, with an ellipsis."""
     text = drawable(text)
-    if text_width(text, size, bold) <= width:
+    most = int(width / 2)  # no letter is narrower than two pixels
+    if len(text) <= most and text_width(text, size, bold) <= width:
         return text
-    low, high = 0, min(len(text), int(width))  # no letter that is drawn is narrower than a pixel
+    low, high = 0, min(len(text), most)
     while low < high:
         middle = (low + high + 1) // 2
         short = text[:middle].rstrip() + "…"
@@ -151,9 +152,9 @@ class Sheet:
     """
 
     def __init__(self, width: float) -> None:
-        self.width = width
+        self.width = ceil(width)
         self.y = PAD - 2
-        self.figure = Figure(dpi=DPI)
+        self.figure = Figure(dpi=DPI, layout="none")
         self.canvas = FigureCanvasAgg(self.figure)
         self.figure.patch.set_visible(False)
         self._axes = self.figure.add_axes((0, 0, 1, 1), frameon=False, xticks=(), yticks=())
@@ -168,19 +169,46 @@ class Sheet:
             self.y += 20
         self.y += 8
 
+    def topic(self, name: str) -> None:
+        """Write which topic is drawn below."""
+        self.text(PAD, self.y + 8, "topic", colour=MUTED)
+        at = PAD + text_width("topic") + 6
+        self.text(at, self.y + 8, fit(name, self.width - PAD - at, bold=True), bold=True)
+        self.y += 24
+
     def footer(self, notes: Sequence[str]) -> None:
         """Write how to read the signs that occur in the picture."""
-        for line in wrap(" · ".join(note.replace(" ", "\N{NO-BREAK SPACE}") for note in notes), self.width - 2 * PAD, SMALL):
-            self.text(PAD, self.y + 9, line, size=SMALL, colour=MUTED)
+        told = " ".join(f"{note} ·".replace(" ", "\N{NO-BREAK SPACE}") for note in notes)
+        for line in wrap(told, self.width - 2 * PAD, SMALL):
+            self.text(PAD, self.y + 9, line.rstrip("·\N{NO-BREAK SPACE}"), size=SMALL, colour=MUTED)
             self.y += 18
 
-    def text(self, x: float, y: float, text: str, *, size: float = BODY, colour: str = INK, bold: bool = False,
-             align: str = "left", angle: float = 0, ground: str | None = None) -> None:
+    def text(
+        self,
+        x: float,
+        y: float,
+        text: str,
+        *,
+        size: float = BODY,
+        colour: str = INK,
+        bold: bool = False,
+        align: str = "left",
+        angle: float = 0,
+        ground: str | None = None,
+    ) -> None:
         """Write one line, its small letters centred on y; `ground` is a colour to clear behind it."""
         drawn = Text(
-            x, y, drawable(text), fontproperties=font(size, bold), color=colour, rotation=angle,
-            ha="center" if angle else align, va="center" if angle else "baseline",
-            parse_math=False, usetex=False, zorder=4,
+            x,
+            y,
+            drawable(text),
+            fontproperties=font(size, bold),
+            color=colour,
+            rotation=angle,
+            ha="center" if angle else align,
+            va="center" if angle else "baseline",
+            parse_math=False,
+            usetex=False,
+            zorder=4,
         )
         if not angle:  # on the baseline, or a label with a 'g' would sit higher than its neighbour
             drawn.set_y(y + 0.36 * size / PIXEL)
@@ -188,55 +216,101 @@ class Sheet:
             drawn.set_bbox({"facecolor": ground, "edgecolor": "none", "pad": 1.5})
         self._axes.add_artist(drawn)
 
-    def box(self, x: float, y: float, width: float, height: float, *, fill: str = WHITE,
-            edge: str | None = None, style: object = "-", radius: float = 6, line: float = 1.6,
-            layer: float = 2) -> None:
+    def box(
+        self,
+        x: float,
+        y: float,
+        width: float,
+        height: float,
+        *,
+        fill: str = WHITE,
+        edge: str | None = None,
+        style: object = "-",
+        radius: float = 6,
+        line: float = 1.6,
+        layer: float = 2,
+    ) -> None:
         """Draw a box with round corners."""
-        self._axes.add_artist(FancyBboxPatch(
-            (x, y), width, height, boxstyle=f"round,pad=0,rounding_size={min(radius, width / 2, height / 2)}",
-            facecolor=fill, edgecolor=edge or "none", linewidth=line * PIXEL if edge else 0, linestyle=style,
-            zorder=layer,
-        ))
+        self._axes.add_artist(
+            FancyBboxPatch(
+                (x, y),
+                width,
+                height,
+                boxstyle=f"round,pad=0,rounding_size={min(radius, width / 2, height / 2)}",
+                facecolor=fill,
+                edgecolor=edge or "none",
+                linewidth=line * PIXEL if edge else 0,
+                linestyle=style,
+                zorder=layer,
+            )
+        )
 
-    def line(self, points: Sequence[tuple[float, float]], *, colour: str = INK, width: float = 2,
-             style: object = "-", layer: float = 3) -> None:
+    def line(
+        self,
+        points: Sequence[tuple[float, float]],
+        *,
+        colour: str = INK,
+        width: float = 2,
+        style: object = "-",
+        layer: float = 3,
+    ) -> None:
         """Draw a line through the points."""
         xs, ys = zip(*points, strict=True)
-        self._axes.add_artist(Line2D(
-            xs, ys, color=colour, linewidth=width * PIXEL, linestyle=style, marker="", zorder=layer,
-            solid_capstyle="round", solid_joinstyle="round",
-        ))
+        self._axes.add_artist(
+            Line2D(
+                xs,
+                ys,
+                color=colour,
+                linewidth=width * PIXEL,
+                linestyle=style,
+                marker="",
+                zorder=layer,
+                solid_capstyle="round",
+                solid_joinstyle="round",
+            )
+        )
 
-    def shape(self, points: Sequence[tuple[float, float]], *, fill: str = INK,
-              edge: str | None = None) -> None:
+    def shape(self, points: Sequence[tuple[float, float]], *, fill: str = INK, edge: str | None = None) -> None:
         """Draw a closed shape, for example the head of an arrow."""
-        self._axes.add_artist(Polygon(
-            points, facecolor=fill, edgecolor=edge or fill, linewidth=1.4 * PIXEL, joinstyle="round",
-            zorder=3.5,
-        ))
+        self._axes.add_artist(
+            Polygon(
+                points,
+                facecolor=fill,
+                edgecolor=edge or fill,
+                linewidth=1.4 * PIXEL,
+                joinstyle="round",
+                zorder=3.5,
+            )
+        )
 
-    def label(self, x: float, y: float, bottom: float, text: str, *, hollow: bool = False, bold: bool = True,
-              colour: str = INK) -> None:
+    def label(self, x: float, y: float, bottom: float, text: str, *, hollow: bool = False) -> None:
         """Draw a label on a stem: a triangle at y, its text to the right, the stem down to `bottom`."""
-        self.line([(x, y), (x, bottom)], colour=colour)
+        self.line([(x, y), (x, bottom)])
         corners = [(x - 6, y - 5), (x + 6, y - 5), (x, y + 5)]
-        self.shape(corners, fill=WHITE if hollow else colour, edge=colour)
-        self.text(x + LABEL_GAP, y, text, bold=bold, colour=colour)
+        self.shape(corners, fill=WHITE if hollow else INK, edge=INK)
+        self.text(x + LABEL_GAP, y, text, bold=True)
 
     def png(self) -> bytes:
-        """The finished picture, at two dots a pixel, with the 256 colours that it has most of.
+        """The finished picture, at two dots a pixel, with the 256 colours that matter most in it.
 
-        All that is flat keeps its exact colour, the rare shades at the edges of letters get a near one; the
-        file, which is stored in a notebook, is less than half as large.
+        All that is flat and the soft edge of the card keep their exact colour, the rare shades at the edges
+        of letters get a near one; the file, which is stored in a notebook, is less than half as large.
         """
         self.finish()
         self.canvas.draw()
-        dots = np.ascontiguousarray(self.canvas.buffer_rgba())
-        shades, places, counts = np.unique(dots.view(np.uint32), return_inverse=True, return_counts=True)
-        kept = shades[np.argsort(-counts)[:256]].view(np.uint8).reshape(-1, 4)
-        apart = shades.view(np.uint8).reshape(-1, 1, 4).astype(int) - kept
+        dots = np.ascontiguousarray(self.canvas.buffer_rgba()).view(np.uint32)
+        high, wide, _ = dots.shape
+        dots = dots.ravel()
+        starts = np.append(0, np.flatnonzero(dots[1:] != dots[:-1]) + 1)  # of the runs of one colour
+        lengths = np.diff(starts, append=dots.size)
+        shades, places = np.unique(dots[starts], return_inverse=True)
+        weights = np.bincount(places, lengths)
+        parts = shades.view(np.uint8).reshape(-1, 4)
+        weights[(parts[:, 3] > 0) & (parts[:, 3] < 255)] += dots.size
+        kept = parts[np.argsort(-weights)[:256]]
+        apart = parts[:, None].astype(int) - kept
         nearest = (apart**2).sum(axis=2).argmin(axis=1).astype(np.uint8)
-        image = Image.fromarray(nearest[places].reshape(dots.shape[:2]))
+        image = Image.fromarray(np.repeat(nearest[places], lengths).reshape(high, wide))
         image.putpalette(kept.tobytes(), "RGBA")
         buffer = io.BytesIO()
         image.save(buffer, "png")
@@ -257,6 +331,6 @@ LABEL_GAP = 11.0  # pixels from a stem to its text
 LABEL_ROW = 20.0  # pixels from one level of labels to the next
 
 
-def label_width(text: str, bold: bool = True) -> float:
+def label_width(text: str) -> float:
     """The room that a label takes to the right of its stem, with some air behind it."""
-    return LABEL_GAP + text_width(text, bold=bold) + 12
+    return LABEL_GAP + text_width(text, bold=True) + 12
