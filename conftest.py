@@ -9,3 +9,4 @@ def pytest_sessionstart(session):
         from helpers.cluster import prepare_cache
 
         prepare_cache()
+        import helpers.pictures  # noqa: F401 (matplotlib makes its cache of fonts at the first import, and says so)

@@ -81,10 +81,19 @@ class Processes:
             ) from error
         atexit.register(self.close)
 
-    def start(self, argv, log: Path, env: dict | None = None, user: int | None = None, group: int | None = None) -> int:
-        """Start `argv` with its output in the file `log`; returns the process id."""
+    def start(self, argv, log: Path, env: dict | None = None, user=None, group=None, ending: int | None = None) -> int:
+        """Start a program in the run folder; returns the process id.
+
+        Args:
+            argv: the program and its arguments.
+            log: the file that its output is appended to.
+            env: its environment; without it this process's own.
+            user, group: ids to run it as.
+            ending: a signal upon which it tidies up and ends; the watchdog sends it before it kills.
+        """
+        argv = [str(word) for word in argv]
         return self._ask(
-            "start", argv=[str(a) for a in argv], log=str(log), env=env, cwd=str(self.folder), user=user, group=group
+            "start", argv=argv, log=str(log), env=env, cwd=str(self.folder), user=user, group=group, ending=ending
         )
 
     def exit_status(self, pid: int) -> int | None:

@@ -57,7 +57,8 @@ class Wrong(Exception):
 class TookTooLong(BaseException):
     """The deadline has passed. A BaseException, so that the learner's `except Exception` does not swallow it."""
 
-    ended = True  # False: the code still runs, in a thread that could not be stopped
+    place = ""  #: the learner's line that was running
+    ended = True  #: False: it still runs, in a thread that could not be stopped
 
 
 class NoJudgement(Wrong):
@@ -78,14 +79,14 @@ class Card:
         self.title, self.facts, self.picture, self.kind = title, [fact for fact in facts if fact[1]], picture, kind
 
     def __repr__(self):
-        lines = [textwrap.indent(f"{label}: {fact}" if label else fact, "  ") for label, fact in self.facts]
+        lines = ["  " + (_heading(label, fact) + fact).replace("\n", "\n    ") for label, fact in self.facts]
         return "\n".join([self.title, *lines, *([repr(self.picture)] if self.picture is not None else [])])
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict:
         mark, colour = _LOOKS.get(self.kind, _LOOKS[""])
         rows = [f"<div><b>{mark} {_to_html(self.title)}</b></div>"]
         for label, fact in self.facts:
-            heading = f"<b>{_to_html(label)}:</b> " if label else ""
+            heading = f"<b>{_to_html(_heading(label, fact))}</b>"
             rows.append(f'<div style="white-space: pre-wrap; margin-top: 0.3em">{heading}{_to_html(fact)}</div>')
         if self.picture is not None:
             rows.append(_picture_as_html(self.picture))
@@ -132,13 +133,13 @@ class Lab:
     @property
     def cluster(self):
         """The notebook's running cluster, or the question's own one."""
-        cluster = self._own_cluster or self.need(self._question.cluster)
+        if self._own_cluster:
+            cluster, what, remedy = self._own_cluster, "the cluster of this check", "Check again."
+        else:
+            cluster, what = self.need(self._question.cluster), f"`{self._question.cluster}`"
+            remedy = "Run the cell that starts the cluster, then check again."
         if not _alive(cluster):
-            raise NoJudgement(
-                f"`{self._question.cluster}` is stopped, or its brokers are dead",
-                "a running cluster",
-                "Run the cell that starts the cluster, then check again.",
-            )
+            raise NoJudgement(f"{what} is stopped, or its brokers are dead", "a running cluster", remedy)
         return cluster
 
     def need(self, name: str):
@@ -285,7 +286,7 @@ class Question:
 
     def _outcome(self, namespace: dict) -> Outcome:
         """Not started, or the judge's word, or what kept the judge from it."""
-        starter = _run(self.starter, namespace)
+        starter = _run(self.starter, {name: value for name, value in namespace.items() if name not in self.wants})
         blank = [name for name in self.wants if namespace.get(name) is None or namespace[name] is ...]
         names = ", ".join(f"`{name}`" for name in self.wants)
         if all(name in blank or (name in starter and same(namespace[name], starter[name])) for name in self.wants):
@@ -298,7 +299,7 @@ class Question:
                 _check_kind(name, namespace[name], starter.get(name))
             found = self._run_judge(namespace)
             facts = [("Observed", found)] if isinstance(found, str) else []
-            picture = None if isinstance(found, str) else found
+            picture = found if hasattr(found, "_repr_mimebundle_") else None
             return Outcome(RIGHT, f"{self.name}: right", [*facts, ("Why it matters", self.why)], picture)
         except Wrong as wrong:
             title = "could not be checked" if isinstance(wrong, NoJudgement) else "not yet right"
@@ -321,15 +322,15 @@ class Question:
 
     def _explain(self, error: BaseException, namespace: dict, lab: Lab | None) -> None:
         """Raise the `Wrong` for an exception (a deadline too) that came out of the learner's code or of the judge."""
-        place = _learners_place(error, namespace)
-        said = _said(error)
-        if lab and (lab._own_cluster or namespace.get(self.cluster)):
+        if lab and (lab._own_cluster or namespace.get(self.cluster) is not None):
             _ = lab.cluster  # raises if the brokers are dead, which then is the reason
+        place = _place(reversed([*traceback.walk_tb(error.__traceback__)]), namespace)
+        said = _said(error)
         if isinstance(error, TookTooLong):
             stuck = "" if error.ended else " It could not be stopped and still runs: restart the kernel."
-            if place:
+            if error.place:
                 wrong = Wrong(
-                    f"after {self.deadline:g} s your code was still running, in {place}",
+                    f"after {self.deadline:g} s your code was still running, in {error.place}",
                     "an answer that comes to its end",
                     "A loop without an end, or a call that waits for something that never comes." + stuck,
                 )
@@ -386,7 +387,7 @@ def _limited(work: Callable, seconds: float, namespace: dict):
     ended when it returns, not before."""
     if hasattr(signal, "SIGALRM") and threading.current_thread() is threading.main_thread():
         return _limited_by_signal(work, seconds, namespace)
-    return _limited_by_thread(work, seconds)
+    return _limited_by_thread(work, seconds, namespace)
 
 
 def _limited_by_signal(work: Callable, seconds: float, namespace: dict):
@@ -396,7 +397,7 @@ def _limited_by_signal(work: Callable, seconds: float, namespace: dict):
     is dropped, as a swallowed exception is, rings at once; (3) from the second ring on, the learner's next line, which
     is that of `except:`, raises once more, where the same `try` cannot catch it.
     """
-    armed, late = True, False
+    armed, late = True, None  # late: the exception of the deadline, once it has passed
 
     class Ring(TookTooLong):
         # A C function, because one of Python would be interrupted by the very signal that it makes.
@@ -411,7 +412,9 @@ def _limited_by_signal(work: Callable, seconds: float, namespace: dict):
                 frame.f_trace = trace
                 frame = frame.f_back
             sys.settrace(trace)
-        late = True
+        else:
+            late = TookTooLong()
+            late.place = _place(traceback.walk_stack(frame), namespace)
         raise Ring
 
     def trace(frame, event, _argument):
@@ -429,7 +432,7 @@ def _limited_by_signal(work: Callable, seconds: float, namespace: dict):
     except BaseException as error:
         armed = False  # before anything else: from here on a ring does nothing
         if late and not isinstance(error, KeyboardInterrupt):
-            raise TookTooLong().with_traceback(error.__traceback__) from None
+            raise late.with_traceback(error.__traceback__) from None
         raise
     finally:
         armed = False
@@ -442,7 +445,7 @@ def _limited_by_signal(work: Callable, seconds: float, namespace: dict):
             signal.setitimer(signal.ITIMER_REAL, max(rest, 0.001), earlier_timer[1])
 
 
-def _limited_by_thread(work: Callable, seconds: float):
+def _limited_by_thread(work: Callable, seconds: float, namespace: dict):
     """Without such a signal: in a thread, into which the exception is put; there it waits for a call to return."""
     done, raised = [], []
 
@@ -457,20 +460,22 @@ def _limited_by_thread(work: Callable, seconds: float):
 
     thread = threading.Thread(target=run, name="check", daemon=True)
     thread.start()
-    deadline, late = time.monotonic() + seconds, False
+    deadline, late = time.monotonic() + seconds, None
     try:
         while thread.is_alive() and time.monotonic() < deadline + 2:
             thread.join(0.02)
             if thread.is_alive() and time.monotonic() > deadline:
-                late = True
+                if not late:
+                    late = TookTooLong()
+                    frame = sys._current_frames().get(thread.ident)
+                    late.place = _place(traceback.walk_stack(frame), namespace) if frame else ""
                 throw(TookTooLong)
     except KeyboardInterrupt:
         throw(KeyboardInterrupt)
         raise
     if late:
-        error = TookTooLong().with_traceback(raised[0].__traceback__ if raised else None)
-        error.ended = not thread.is_alive()
-        raise error
+        late.ended = not thread.is_alive()
+        raise late
     if raised:
         raise raised[0]
     return done[0]
@@ -531,8 +536,11 @@ def _close(client) -> None:
             client.close(autocommit=False, timeout_ms=1000)
         else:
             client.close()
-    with contextlib.suppress(Exception):  # `close` gives up, its thread alive, when records cannot be delivered
+    # kafka-python leaves threads where records cannot be delivered, or where a client has found no broker.
+    with contextlib.suppress(Exception):
         client._sender.force_close()
+    with contextlib.suppress(Exception):
+        client._net.stop(timeout_ms=1000)
 
 
 @contextlib.contextmanager
@@ -559,8 +567,9 @@ class _Printed(io.StringIO):
 def _quiet():
     """Nothing gets into the cell: no print, no display, no log line of kafka-python. Gives what went to stdout."""
     printed, log = _Printed(), logging.getLogger("kafka")
-    earlier = log.handlers, log.propagate
+    earlier = log.handlers, log.propagate, sys.unraisablehook
     log.handlers, log.propagate = [logging.NullHandler()], False
+    sys.unraisablehook = sys.__unraisablehook__  # a deadline may fall into a `__del__`; this hook just writes to stderr
     try:
         with (
             contextlib.redirect_stdout(printed),
@@ -569,7 +578,7 @@ def _quiet():
         ):
             yield printed
     finally:
-        log.handlers, log.propagate = earlier
+        log.handlers, log.propagate, sys.unraisablehook = earlier
 
 
 # -- was it changed? -------------------------------------------------------------------------------------------------
@@ -580,11 +589,10 @@ def _tidy(source: str) -> str:
 
 
 def _run(starter: str, namespace: dict) -> dict:
-    """What the starter's cell defines. The notebook's imports may be missing: then the rest counts."""
-    scratch = dict(namespace)
+    """A namespace after the starter's cell. The notebook's imports may be missing: then as far as it came."""
     with contextlib.suppress(Exception):
-        exec(compile(starter, "<starter>", "exec", dont_inherit=True), scratch)
-    return {name: value for name, value in scratch.items() if name not in namespace or value is not namespace[name]}
+        exec(compile(starter, "<starter>", "exec", dont_inherit=True), namespace)
+    return namespace
 
 
 def same(mine, theirs) -> bool:
@@ -647,13 +655,12 @@ def _alive(cluster) -> bool:
         return False
 
 
-def _learners_place(error: BaseException, namespace: dict) -> str:
-    """The line of the notebook that an exception went through last; "" if it never was there."""
-    place = ""
-    for frame, line in traceback.walk_tb(error.__traceback__):
+def _place(frames, namespace: dict) -> str:
+    """The first line of these frames that is in the notebook: of code whose globals are its names; or ""."""
+    for frame, line in frames:
         if frame.f_globals is namespace:
-            place = f"line {line}, `{linecache.getline(frame.f_code.co_filename, line).strip()}`"
-    return place
+            return f"line {line}, `{linecache.getline(frame.f_code.co_filename, line).strip()}`"
+    return ""
 
 
 def _said(error: BaseException) -> str:
@@ -661,6 +668,7 @@ def _said(error: BaseException) -> str:
         message = _short(str(error))
     except Exception:
         message = ""
+    message = message.removeprefix(f"{type(error).__name__}: ")  # kafka-python's errors say their names themselves
     return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
@@ -672,7 +680,7 @@ def _short(text: str, length: int = 200) -> str:
 def _first_lines(text: str, most: int = 5) -> str:
     lines = text.strip("\n").split("\n")
     rest = [f"… and {len(lines) - most} more lines"] if len(lines) > most else []
-    return "\n".join([""] + [f"  {_short(line, 100)}" for line in lines[:most]] + rest)
+    return "\n".join([_short(line, 100) for line in lines[:most]] + rest)
 
 
 def _kind(kind: type) -> str:
@@ -695,6 +703,11 @@ def _why_this_type(value) -> str:
     if inspect.iscoroutine(value):
         return "`async def` makes a coroutine: calling it runs nothing, and nobody awaits it here."
     return "The function gives back another thing than it should."
+
+
+def _heading(label: str, fact: str) -> str:
+    """What stands before a fact; one of several lines begins on a line of its own."""
+    return label and label + (":\n" if "\n" in fact else ": ")
 
 
 def _to_html(text: str) -> str:

@@ -23,9 +23,11 @@ import time
 
 FOLDER = ""
 children: dict[int, subprocess.Popen] = {}
+endings: dict[int, int] = {}  # children that tidy up by themselves when they get this signal, in well under a second
+stopped: set[int] = set()  # children that are paused
 
 
-def start(argv, log, env=None, cwd=None, user=None, group=None):
+def start(argv, log, env=None, cwd=None, user=None, group=None, ending=None):
     """Start a program with its output appended to the file `log`; the answer is its process id."""
     with open(log, "ab") as output:
         identity = {} if user is None else {"user": user, "group": group, "extra_groups": []}
@@ -40,6 +42,8 @@ def start(argv, log, env=None, cwd=None, user=None, group=None):
             **identity,
         )
     children[child.pid] = child
+    if ending:
+        endings[child.pid] = ending
     return child.pid
 
 
@@ -66,12 +70,15 @@ def terminate(pid, timeout):
 def send_signal(pid, number):
     """SIGSTOP or SIGCONT; answers when the process has stopped, or runs again."""
     child = children[pid]
-    if child.poll() is not None:
-        return child.returncode
+    if child.poll() is not None or (pid in stopped) == (number == signal.SIGSTOP):
+        return child.returncode  # nothing would change, and there would be no change to wait for
     os.kill(pid, number)
     _, status = os.waitpid(pid, os.WUNTRACED if number == signal.SIGSTOP else os.WCONTINUED)
     if not (os.WIFSTOPPED(status) or os.WIFCONTINUED(status)):
         child.returncode = os.waitstatus_to_exitcode(status)
+    stopped.discard(pid)
+    if os.WIFSTOPPED(status):
+        stopped.add(pid)
     return child.returncode
 
 
@@ -113,6 +120,12 @@ def serve(owner):
 
 def clean_up():
     """Kill all children, process groups included (PostgreSQL has children of its own), and delete the folder."""
+    tidy = [children[pid] for pid in endings if children[pid].poll() is None]
+    for child in tidy:
+        child.send_signal(endings[child.pid])
+    deadline = time.monotonic() + 1
+    while any(child.poll() is None for child in tidy) and time.monotonic() < deadline:
+        time.sleep(0.01)
     for child in children.values():
         if child.poll() is None:
             try:
