@@ -13,7 +13,7 @@ NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 
 
 class _Plain(click.Group):
-    """A group that shows the course's own errors as the one sentence that they are, and an interrupt as exit status 130."""
+    """Shows the course's own errors as the one sentence that they are; an interrupt is exit status 130."""
 
     def invoke(self, ctx: click.Context):
         try:
@@ -49,7 +49,7 @@ _notebooks = click.option(
 
 
 @click.group(cls=_Plain, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(message=_version())
+@click.version_option(_version(), message="%(version)s")
 def commands() -> None:
     """Kafka Design Patterns: ten notebooks, each on a real Apache Kafka.
 
@@ -70,10 +70,11 @@ def commands() -> None:
 def lab(folder: Path, notebooks: Path, jupyter_options: tuple[str, ...]) -> None:
     """Open JupyterLab on your own copies of the lessons.
 
-    A lesson that is not in your folder yet is copied there; one that is there is never touched. The first time, Kafka is fetched too.
-    Ctrl-C ends JupyterLab and all that runs in it.
+    A lesson that is not in your folder yet is copied there; one that is there is never touched. The first time, Kafka
+    is fetched too. Ctrl-C ends JupyterLab and all that runs in it.
 
-    Every other option goes to JupyterLab: --no-browser, --port 9000, --ip 0.0.0.0, ... (all of them: `jupyter lab --help`).
+    Every other option goes to JupyterLab: --no-browser, --port 9000, --ip 0.0.0.0, ... (all of them: `jupyter lab
+    --help`).
     """
     from helpers.lab import open_lab
 
@@ -84,9 +85,9 @@ def lab(folder: Path, notebooks: Path, jupyter_options: tuple[str, ...]) -> None
 def doctor() -> None:
     """Say whether this machine is ready, and what to do where it is not.
 
-    Looks at Python, memory, disk, the cache and Java; starts a broker, writes and reads a record, and stops it; does the same with
-    PostgreSQL, and with the cluster of COURSE_BOOTSTRAP_SERVERS where that is set. Fetches Kafka if it is not in the cache yet. Exit
-    status 1 when something does not work.
+    Looks at Python, memory, disk, the cache and Java; starts a broker, writes and reads a record, and stops it; does
+    the same with PostgreSQL, and with the cluster of COURSE_BOOTSTRAP_SERVERS where that is set. Fetches Kafka if it
+    is not in the cache yet. Exit status 1 when something does not work.
     """
     from helpers.doctor import examine
 
@@ -102,7 +103,9 @@ def doctor() -> None:
     show_default=True,
     help="Folder for what comes out: notebooks, HTML, junit.xml, logs.",
 )
-@click.option("-n", "--processes", type=click.IntRange(1), default=1, show_default=True, help="How many lessons run at once.")
+@click.option(
+    "-n", "--processes", type=click.IntRange(1), default=1, show_default=True, help="How many lessons run at once."
+)
 @click.option(
     "--time-limit",
     type=click.FloatRange(0, min_open=True),
@@ -125,11 +128,12 @@ def run(names, out: Path, processes: int, time_limit: float, pairs, notebooks: P
 
     A LESSON is a number (1 or 01), a name (01_producer_consumer) or a path; without any, all lessons run.
 
-    In the --out folder afterwards: each lesson executed, as notebook and as HTML, up to where it came; junit.xml, where a lesson that
-    failed is a <failure>, and one that ran into the time limit an <error type="timeout">; logs/LESSON with the logs of the brokers of each
-    lesson that failed. Nothing is written elsewhere.
+    In the --out folder afterwards: each lesson executed, as notebook and as HTML, up to where it came; junit.xml,
+    where a lesson that failed is a <failure>, and one that ran into the time limit an <error type="timeout">;
+    logs/LESSON with the logs of the brokers of each lesson that failed. Nothing is written elsewhere.
 
-    Exit status: 0 when all went well, 1 when a lesson did not, 2 when there is no such lesson or parameter, 130 when interrupted.
+    Exit status: 0 when all went well, 1 when a lesson did not, 2 when there is no such lesson or parameter, 130 when
+    interrupted.
     """
     from helpers import headless
 
@@ -147,7 +151,8 @@ def run(names, out: Path, processes: int, time_limit: float, pairs, notebooks: P
 def clean(yes: bool) -> None:
     """Empty the cache, and remove what killed labs have left behind.
 
-    The cache holds Kafka's jars and what makes Java start fast; the next lab fetches them again. Your work is not touched.
+    The cache holds Kafka's jars and what makes Java start fast; the next lab fetches them again. Your work is not
+    touched.
     """
     from helpers.processes import sweep
 

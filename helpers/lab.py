@@ -21,7 +21,9 @@ def copy_lessons(notebooks: Path, folder: Path) -> list[Path]:
     """
     lessons = sorted(notebooks.glob("*.ipynb"))
     if not lessons:
-        raise LabError(f"There are no lessons in {notebooks}: install the course from its own folder, pip install -r requirements.txt.")
+        raise LabError(
+            f"There are no lessons in {notebooks}: install the course in a clone, pip install -r requirements.txt."
+        )
     made = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -29,14 +31,15 @@ def copy_lessons(notebooks: Path, folder: Path) -> list[Path]:
             copy = folder / lesson.name
             if os.path.lexists(copy):
                 continue
-            # Under another name until it is whole: half a copy would never be mended. The bytes only: the original may be read-only.
+            # Under another name until it is whole: half a copy would never be mended. The bytes only: the original
+            # may be read-only.
             part = folder / f".{lesson.name}.{os.getpid()}"
             part.write_bytes(lesson.read_bytes())
             part.rename(copy)
             made.append(copy)
     except OSError as error:
         raise LabError(
-            f"Your copies of the lessons could not be written to {folder} ({error.strerror}): choose another folder with --dir."
+            f"Your lessons could not be copied to {folder} ({error.strerror}): choose another folder with --dir."
         ) from error
     return made
 
@@ -77,6 +80,8 @@ def command(folder: Path, made: list[Path], options: list[str]) -> list[str]:
         "--JupyterApp.answer_yes=True",
         "--LabApp.news_url=None",
         "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+        # Without it each kernel warns in the terminal that others on this machine might listen.
+        "--KernelManager.transport_encryption=auto",
         *options,
     ]
 
@@ -84,7 +89,8 @@ def command(folder: Path, made: list[Path], options: list[str]) -> list[str]:
 def environment() -> dict[str, str]:
     """The environment of JupyterLab and its kernels.
 
-    A kernel named python3 that somebody has installed in their home would come before the one of this Python, and not find `helpers`.
+    A kernel named python3 that somebody has installed in their home would come before the one of this Python, and not
+    find `helpers`.
     """
     return dict(os.environ, JUPYTER_PREFER_ENV_PATH="1")
 
@@ -100,4 +106,6 @@ def _prepare_cache() -> None:
         prepare(train)
     except LabError as error:
         click.secho(str(error), fg="yellow", err=True)
-        click.secho("JupyterLab opens all the same; the first cell that starts a cluster will try again.", fg="yellow", err=True)
+        click.secho(
+            "JupyterLab opens all the same; the first cell that starts a cluster will try again.", fg="yellow", err=True
+        )

@@ -103,10 +103,22 @@ def repair() -> bool:
 
 
 def clean() -> int:
-    """Empty the cache folder; returns the number of bytes freed."""
+    """Empty the cache folder of what the course put there, and of nothing else; returns the number of bytes freed."""
     folder = cache_folder()
-    freed = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    shutil.rmtree(folder, ignore_errors=True)
+    ours = [
+        path
+        for pattern in ("jars", "storage-*", "postgres*", "*.aot", "*.part", "lock")
+        for path in folder.glob(pattern)
+    ]
+    files = [file for path in ours for file in [path, *path.rglob("*")] if file.is_file() and not file.is_symlink()]
+    freed = sum(file.stat().st_size for file in files)
+    for path in ours:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        folder.rmdir()  # only if nothing else is in it
     return freed
 
 

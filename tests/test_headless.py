@@ -1,0 +1,258 @@
+"""`python -m helpers run`: what becomes of lessons that pass, fail, hang, die or are interrupted."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import psutil
+import pytest
+from junitparser import Error, Failure, JUnitXml
+
+from helpers import headless
+from helpers.errors import LabError
+from helpers.waiting import wait_until
+
+GOOD = ["orders = 3", "import os; os.getcwd()", "orders * 2"]
+FAILS = [
+    "names = ['ann']",
+    "from helpers import Cluster\ncluster = Cluster(brokers=1)",
+    "assert False, 'orders 2 and 3 are lost \\x1b[31m<really>\\x00\\nthe rest'",
+    "'never'",
+]
+DIES = ["1", "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)", "'never'"]
+HANGS = ["print('here', flush=True)", "while True: pass", "'never'"]
+HANGS_WITH_BROKER = [
+    "from helpers import Cluster\ncluster = Cluster(brokers=1)",
+    "import pathlib, time\npathlib.Path(MARK).touch()\nwhile True: time.sleep(1)",
+]
+
+
+def write_lesson(path: Path, cells: list[str]) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    notebook = nbformat.v4.new_notebook(
+        metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    )
+    notebook.cells = [nbformat.v4.new_markdown_cell(f"# {path.stem}")]
+    for cell in cells:
+        tags = ["parameters"] if cell.startswith(("orders =", "names =")) else []
+        notebook.cells.append(nbformat.v4.new_code_cell(cell, metadata={"tags": tags}))
+    nbformat.write(notebook, path)
+    return path
+
+
+def start_run(folder: Path, *arguments) -> subprocess.Popen:
+    """The command, with a temp folder and a working directory of its own."""
+    temp = folder / "tmp"
+    temp.mkdir(exist_ok=True)
+    return subprocess.Popen(
+        [sys.executable, "-m", "helpers", "run", "--notebooks", folder / "notebooks", *map(str, arguments)],
+        cwd=folder,
+        env=dict(os.environ, TMPDIR=str(temp)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def left_over(folder: Path) -> list[str]:
+    """What a run has left: in its temp folder, and of processes that name this folder."""
+    left = [str(path) for path in folder.glob("tmp/*/*")] + [str(path) for path in folder.glob("tmp/course-run-*")]
+    for process in psutil.process_iter(["cmdline"]):
+        command = " ".join(process.info["cmdline"] or [])
+        if str(folder) in command:
+            left.append(command)
+    return left
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two runs side by side, of lessons of all kinds: by name their folders, exit statuses, outputs, messages."""
+    mixed, slow = tmp_path_factory.mktemp("mixed"), tmp_path_factory.mktemp("slow")
+    write_lesson(mixed / "notebooks" / "01_good.ipynb", GOOD)
+    write_lesson(mixed / "notebooks" / "02_fails.ipynb", FAILS)
+    write_lesson(mixed / "notebooks" / "03_dies.ipynb", DIES)
+    write_lesson(slow / "notebooks" / "04_hangs.ipynb", HANGS)
+    (mixed / "notebooks" / "07_broken.ipynb").write_text('{"cells": "none"}')
+    (mixed / "executed" / "logs" / "01_good").mkdir(parents=True)
+    (mixed / "executed" / "logs" / "01_good" / "old.log").write_text("of the last run")
+    before = {path: path.stat().st_mtime_ns for path in [mixed / "notebooks", *mixed.glob("notebooks/*")]}
+    started = [
+        (mixed, start_run(mixed, "-n", 2, "-p", "orders=50", "-p", "names=[bob, eve]")),
+        (slow, start_run(slow, "--out", "there", "--time-limit", 10, "4")),
+    ]
+    ended = {}
+    for folder, process in started:
+        out, messages = process.communicate(timeout=100)
+        ended[folder.name[:-1]] = (folder, process.returncode, out, messages)
+    assert {path: path.stat().st_mtime_ns for path in [mixed / "notebooks", *mixed.glob("notebooks/*")]} == before
+    return ended
+
+
+@pytest.fixture(scope="module")
+def mixed(runs):
+    return runs["mixed"]
+
+
+@pytest.fixture(scope="module")
+def slow(runs):
+    return runs["slow"]
+
+
+def test_table_and_exit_status(mixed):
+    _, status, out, messages = mixed
+    rows = [line.split(maxsplit=3) for line in out.splitlines() if line[:2].isdecimal()]
+    assert status == 1, out + messages
+    outcomes = [" ".join(row[:2]) for row in rows]
+    assert outcomes == ["01_good ok", "02_fails failed", "03_dies failed", "07_broken failed"]
+    assert len(rows[0]) == 3 and float(rows[0][2]) > 0
+    assert rows[1][3].startswith("In [4], AssertionError: orders 2 and 3 are lost")
+    assert "Kernel died" in rows[2][3] and "In [2]" in rows[2][3]
+    assert "Traceback" not in out + messages  # 07 is no notebook at all
+    assert "4 lessons: 1 ok, 3 failed" in out
+    assert "02_fails: failed" in messages  # told when it happens, where there is no terminal for a bar
+
+
+def test_executed_notebooks_and_html_of_all(mixed):
+    out = mixed[0] / "executed"
+    outputs = {}
+    for name in ("01_good", "02_fails", "03_dies"):
+        cells = nbformat.read(out / f"{name}.ipynb", as_version=4).cells
+        outputs[name] = [output.get("data", {}).get("text/plain") for c in cells for output in c.get("outputs", [])]
+        assert name in (out / f"{name}.html").read_text()
+    assert outputs["01_good"][-1] == "100"  # orders=50 is a number, and reached this lesson
+    assert str(mixed[0] / "notebooks") not in outputs["01_good"][0]
+    assert "'never'" not in outputs["02_fails"] + outputs["03_dies"]
+    assert "The kernel died in In [2]" in (out / "03_dies.html").read_text()
+
+
+def test_junit_file_tells_what_failed_and_how(mixed, slow):
+    (suite,) = JUnitXml.fromfile(str(mixed[0] / "executed" / "junit.xml"))
+    good, fails, dies, broken = suite
+    assert (suite.tests, suite.failures, suite.errors) == (4, 3, 0)
+    assert good.is_passed and good.time > 0
+    (failure,) = fails.result
+    assert isinstance(failure, Failure) and failure.type == "AssertionError"
+    assert "orders 2 and 3 are lost" in failure.message
+    assert "\x1b" not in failure.text and "assert False" in failure.text and "the rest" in failure.text
+    assert dies.result[0].type == "DeadKernelError"
+    assert isinstance(broken.result[0], Failure) and broken.result[0].message
+    ((hangs,),) = JUnitXml.fromfile(str(slow[0] / "there" / "junit.xml"))
+    (error,) = hangs.result
+    assert isinstance(error, Error) and error.type == "timeout"
+    assert "time limit of 10 s" in error.message
+
+
+def test_broker_logs_are_kept_of_a_lesson_that_failed(mixed):
+    logs = mixed[0] / "executed" / "logs"
+    (log,) = logs.glob("02_fails/*broker-1.log")
+    assert "Kafka Server started" in log.read_text()
+    assert not (logs / "01_good").exists()  # nor those of an earlier run
+
+
+def test_a_lesson_out_of_time_is_stopped_and_kept(slow):
+    folder, status, out, _ = slow
+    assert status == 1
+    assert "04_hangs  timeout" in out and "time limit of 10 s reached" in out
+    cells = nbformat.read(folder / "there" / "04_hangs.ipynb", as_version=4).cells
+    assert cells[-1].source == "'never'" and not cells[-1].outputs
+    assert (folder / "there" / "04_hangs.html").exists()
+
+
+def test_nothing_is_left_behind(mixed, slow):
+    for folder in (mixed[0], slow[0]):
+        wait_until(lambda folder=folder: not left_over(folder), f"nothing of {folder} to be left", timeout=10)
+
+
+def test_interrupted_or_killed(tmp_path):
+    """A run with a broker and another lesson to come gets each signal; three runs at once, as each takes its time."""
+    started = {}
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+        folder = tmp_path / number.name
+        folder.mkdir()
+        mark = folder / "mark"
+        write_lesson(
+            folder / "notebooks" / "05_broker.ipynb",
+            [cell.replace("MARK", repr(str(mark))) for cell in HANGS_WITH_BROKER],
+        )
+        write_lesson(folder / "notebooks" / "06_later.ipynb", GOOD)
+        started[number] = (folder, mark, start_run(folder))
+    for number, (folder, mark, process) in started.items():
+        wait_until(mark.exists, "the lesson's broker", timeout=90)
+        process.send_signal(number)
+        out, _ = process.communicate(timeout=40)
+        wait_until(lambda folder=folder: not left_over(folder), f"nothing to be left after {number.name}", timeout=20)
+        if number == signal.SIGKILL:
+            continue
+        assert process.returncode == 130
+        assert "05_broker  interrupted" in out and "interrupted in In [2]" in out
+        assert "06_later   not run" in out
+        assert "Interrupted in In [2]" in (folder / "executed" / "05_broker.html").read_text()
+        ((stopped, later),) = JUnitXml.fromfile(str(folder / "executed" / "junit.xml"))
+        assert stopped.is_skipped and later.is_skipped
+
+
+# -- choosing, parameters, the folder --
+
+
+@pytest.fixture
+def lessons(tmp_path):
+    for name in ("01_good", "02_other", "10_last"):
+        write_lesson(tmp_path / "notebooks" / f"{name}.ipynb", GOOD if name == "01_good" else ["names = 'ann'"])
+    write_lesson(tmp_path / "notebooks" / "draft.ipynb", GOOD)
+    return tmp_path / "notebooks"
+
+
+@pytest.mark.parametrize(
+    ("names", "chosen"),
+    [
+        ((), "01_good 02_other 10_last"),
+        (("10", "1"), "10_last 01_good"),
+        (("02_other", "02", "02_other.ipynb"), "02_other"),
+        (("draft.ipynb",), "draft"),
+    ],
+)
+def test_lessons_by_number_name_or_path(lessons, monkeypatch, names, chosen):
+    monkeypatch.chdir(lessons)
+    assert " ".join(path.stem for path in headless.choose(names, lessons)) == chosen
+
+
+def test_lessons_that_are_not_there(lessons, tmp_path):
+    with pytest.raises(LabError, match="no lesson '3': choose from 01_good, 02_other, 10_last"):
+        headless.choose(("3",), lessons)
+    with pytest.raises(LabError, match="no lesson 'draft'"):
+        headless.choose(("draft",), lessons)
+    with pytest.raises(LabError, match="There are no lessons in"):
+        headless.choose((), tmp_path / "empty")
+    other = write_lesson(tmp_path / "mine" / "01_good.ipynb", GOOD)
+    with pytest.raises(LabError, match="Two of the notebooks are named 01_good"):
+        headless.choose(("1", str(other)), lessons)
+
+
+def test_parameters_are_yaml():
+    pairs = ("a=12", "b=0.5", "c=true", "d=[1, x]", "e=some text", "f='12'", "g=", "h=a=b")
+    expected = {"a": 12, "b": 0.5, "c": True, "d": [1, "x"], "e": "some text", "f": "12", "g": None, "h": "a=b"}
+    assert headless.parse(pairs) == expected
+    for wrong in ("orders", "two words=1", "=3", "x=[1"):
+        with pytest.raises(LabError, match="-p"):
+            headless.parse((wrong,))
+
+
+def test_parameters_go_to_the_lessons_that_have_them(lessons):
+    first, second, last = headless.choose((), lessons)
+    given = headless.assign({"orders": 5, "names": "eve"}, [first, second, last])
+    assert given == {first: {"orders": 5}, second: {"names": "eve"}, last: {"names": "eve"}}
+    with pytest.raises(LabError, match="'order'.*01_good: orders"):
+        headless.assign({"order": 5}, [first, second])
+
+
+def test_out_folder_that_cannot_be(lessons, tmp_path):
+    chosen = headless.choose(("1",), lessons)
+    with pytest.raises(LabError, match="holds the lessons themselves"):
+        headless.prepare_out(lessons / ".." / "notebooks", chosen)
+    (tmp_path / "file").touch()
+    with pytest.raises(LabError, match="cannot be written"):
+        headless.prepare_out(tmp_path / "file" / "out", chosen)
+    assert lessons.joinpath("01_good.ipynb").exists()
