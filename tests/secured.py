@@ -1,6 +1,7 @@
-"""Brokers such as a learner may meet outside: one with TLS, users and rights, or a cluster with Kafka's stock settings.
+"""Brokers as a learner may meet them outside: one with TLS, users and rights; a cluster with Kafka's stock settings.
 
-Both are plain processes of this machine, listen on its loopback address only, and are gone when their `with` block ends.
+Both are plain processes of this machine, listen on its loopback address only, and are gone when their `with` block
+ends.
 """
 
 import contextlib
@@ -24,14 +25,15 @@ from kafka.admin import (
     UserScramCredentialUpsertion,
 )
 
-from helpers import fetch, store
+from helpers import store
 from helpers.broker import Broker, Node, choose_nodes, new_id, properties
-from helpers.cluster import train
+from helpers.cluster import prepare_cache
 from helpers.processes import Processes
 from helpers.waiting import wait_until
 
 HOST = "localhost"  # the name in the certificate; 127.0.0.1 is the same host by a name that is not in it
 ADMIN = "admin"
+KINDS = (ResourceType.TOPIC, ResourceType.GROUP, ResourceType.TRANSACTIONAL_ID)
 
 
 @dataclass
@@ -48,8 +50,8 @@ class SecuredBroker:
     ca_file: Path
     admin: KafkaAdminClient
 
-    def add_user(self, name: str, password: str, prefix: str) -> None:
-        """Make a user, or give it a new password; it may do everything with what begins with `prefix`, and nothing else.
+    def add_user(self, name: str, password: str, prefix: str, kinds: tuple = KINDS) -> None:
+        """Make a user, or give it a new password; it may do everything under `prefix`, and nothing else.
 
         The password stays in this process: what goes to the broker is salted and hashed.
         """
@@ -63,7 +65,7 @@ class SecuredBroker:
                 permission_type=ACLPermissionType.ALLOW,
                 resource_pattern=ResourcePattern(kind, prefix, ACLResourcePatternType.PREFIXED),
             )
-            for kind in (ResourceType.TOPIC, ResourceType.GROUP, ResourceType.TRANSACTIONAL_ID)
+            for kind in kinds
         ]
         failed = self.admin.create_acls(rights)["failed"]
         if refused or failed:
@@ -85,11 +87,11 @@ class SecuredBroker:
 @contextlib.contextmanager
 def secured_broker() -> Iterator[SecuredBroker]:
     """One broker with SASL_SSL, SCRAM-SHA-512 and StandardAuthorizer, and no user but its own."""
-    fetch.prepare(train)
+    prepare_cache()
     processes = Processes()
     try:
         ca_file, pem = make_certificates(processes.folder, HOST)
-        # The administrator's password is in the broker's settings alone: in a folder private to this user, on no command line.
+        # The administrator's password is in the broker's settings alone: in a private folder, on no command line.
         password = secrets.token_urlsafe(24)
         node, spare = choose_nodes(2)
         lines = security(node, spare.port, ca_file, pem, password)
@@ -114,9 +116,9 @@ def secured_broker() -> Iterator[SecuredBroker]:
 def security(node: Node, internal_port: int, ca_file: Path, pem: Path, password: str) -> dict[str, str]:
     """The settings that secure a broker.
 
-    Three listeners, all of them with TLS: USERS, by SCRAM, whose passwords are in the cluster's metadata as hashes; INTERNAL for
-    brokers and the administrator, and CONTROLLER, by PLAIN, whose one user is in this file (a controller cannot look users up in the
-    metadata that it is about to load: KIP-900).
+    Three listeners, all of them with TLS: USERS, by SCRAM, whose passwords are in the cluster's metadata as hashes;
+    INTERNAL for brokers and the administrator, and CONTROLLER, by PLAIN, whose one user is in the settings, so that
+    nothing but the settings has to be there before the first start.
     """
     plain = f'org.apache.kafka.common.security.plain.PlainLoginModule required username="{ADMIN}" password="{password}"'
     plain += f' user_{ADMIN}="{password}";'
@@ -150,7 +152,8 @@ def make_certificates(folder: Path, *names: str) -> tuple[Path, Path]:
     """Make an authority and a certificate of it for a host's names.
 
     Returns:
-        The authority's certificate, and a PEM file with the host's key and chain, both in `folder`. Kafka reads a key as PKCS #8 only.
+        The authority's certificate, and a PEM file with the host's key and chain, both in `folder`. Kafka reads keys in
+        PKCS #8 only.
     """
     authority = trustme.CA()
     host = authority.issue_cert(*names)
@@ -168,9 +171,9 @@ def make_certificates(folder: Path, *names: str) -> tuple[Path, Path]:
 def stock_cluster(brokers: int = 3) -> Iterator[str]:
     """A plaintext cluster whose settings say nothing but ids and addresses; yields its bootstrap servers.
 
-    All else is Kafka's default, e.g. slow accidents, one replica a topic, topics that come into being when they are asked for.
+    All else is Kafka's default, e.g. slow accidents, one replica a topic, topics that are made when they are asked for.
     """
-    fetch.prepare(train)
+    prepare_cache()
     processes = Processes()
     try:
         nodes = choose_nodes(brokers)
@@ -179,7 +182,8 @@ def stock_cluster(brokers: int = 3) -> Iterator[str]:
         for broker in started:
             broker.format(store.storage_template())
             # the log cleaner's stock buffer of 128 MB does not fit in the lab's small heap
-            broker.start("-Xmx512m", f"-XX:AOTCache={store.aot_cache()}", "-Xlog:aot=off", "-Xlog:cds=off")
+            options = "-XX:+VerifySharedSpaces", "-Xlog:aot=off", "-Xlog:cds=off"
+            broker.start("-Xmx512m", f"-XX:AOTCache={store.aot_cache()}", *options)
         for broker in started:
             with _connect(broker, broker.node.port) as admin:
                 wait_until(
@@ -193,8 +197,15 @@ def stock_cluster(brokers: int = 3) -> Iterator[str]:
 
 
 def _addresses(node: Node, nodes: list[Node], data: Path) -> dict[str, str]:
-    """Of the lab's settings those that no broker can do without; an internal topic has three replicas in stock Kafka."""
-    keys = {"process.roles", "node.id", "controller.quorum.voters", "listeners", "controller.listener.names", "log.dirs"}
+    """Of the lab's settings those that no broker can do without."""
+    keys = {
+        "process.roles",
+        "node.id",
+        "controller.quorum.voters",
+        "listeners",
+        "controller.listener.names",
+        "log.dirs",
+    }
     return {key: value for key, value in properties(node, nodes, data).items() if key in keys}
 
 
@@ -212,4 +223,6 @@ def _connect(broker: Broker, port: int, **security) -> KafkaAdminClient:
         broker.check()
         return KafkaAdminClient(bootstrap_servers=f"{HOST}:{port}", bootstrap_timeout_ms=5000, **security)
 
-    return wait_until(answers, f"broker {broker.node.id} to answer", timeout=60, retry=(kafka_errors.KafkaTimeoutError,))
+    return wait_until(
+        answers, f"broker {broker.node.id} to answer", timeout=60, retry=(kafka_errors.KafkaTimeoutError,)
+    )

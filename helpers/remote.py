@@ -1,0 +1,461 @@
+"""How to reach an external cluster: the settings of the environment, and a conversation with a broker that tries them.
+
+kafka-python retries in silence whatever fails on the way to a broker, ends in 'Unable to bootstrap', and often loses
+what the broker said last (it drops an answer that arrives together with the end of the connection, which is how a
+broker refuses a password). So here each step is taken once, in order, and the one that fails is named: the address, the
+host's name, the connection, TLS, the protocol, the log-in, the version.
+"""
+
+import contextlib
+import logging
+import os
+import queue
+import re
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from kafka import errors as kafka_errors
+from kafka.net.sasl import get_sasl_mechanism
+from kafka.protocol.broker_version_data import BrokerVersionData
+from kafka.protocol.metadata import ApiVersionsRequest, MetadataRequest
+from kafka.protocol.parser import KafkaProtocol
+from kafka.protocol.sasl import SaslAuthenticateRequest, SaslHandshakeRequest
+
+from helpers.errors import LabError
+
+PROTOCOLS = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
+MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
+OLDEST = (4, 0)
+OWN_BROKER = "or unset COURSE_BOOTSTRAP_SERVERS to work with a broker on this machine"
+
+
+class Secret(str):
+    """A password that is there for code to use, and not shown by a `repr`, e.g. of a dict in a notebook's output."""
+
+    def __repr__(self):
+        return "'…'"
+
+
+class Unreachable(LabError):
+    """A broker cannot be used from here: `what` is wrong, its `cure`, and at which `step` of the way to it."""
+
+    def __init__(self, step: int, what: str, cure: str):
+        super().__init__(f"{what[0].upper()}{what[1:]}: {cure}.")
+        self.step, self.what, self.cure = step, what, cure
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a broker listens."""
+
+    host: str
+    port: int
+
+    def __str__(self):
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True)
+class Greeting:
+    """What a broker told of its cluster.
+
+    Attributes:
+        version: Kafka's version as far as the protocol shows it, e.g. (4, 3).
+        brokers: the address of each broker, by id.
+        may_see: True when the user has rights on the topic that was asked for, whether it exists or not.
+    """
+
+    version: tuple[int, ...]
+    brokers: dict[int, Address]
+    may_see: bool
+
+
+# -- the environment -------------------------------------------------------------------------------------------------
+
+
+def addresses() -> list[Address]:
+    """The addresses of COURSE_BOOTSTRAP_SERVERS.
+
+    Raises:
+        LabError: it is not a list of addresses.
+    """
+    text = os.environ.get("COURSE_BOOTSTRAP_SERVERS", "")
+    found = [re.fullmatch(r"(?:\[([0-9A-Fa-f:.%\w]+)\]|([\w.-]+)):(\d{1,5})", part.strip()) for part in text.split(",")]
+    if not all(match and 1 <= int(match[3]) <= 65535 for match in found):
+        raise LabError(
+            f"COURSE_BOOTSTRAP_SERVERS is {text!r}: set it to host and port of one or more brokers, "
+            f"like kafka.example.org:9092 or one.example.org:9092,two.example.org:9092, {OWN_BROKER}."
+        )
+    return [Address(match[1] or match[2], int(match[3])) for match in found]
+
+
+def security() -> dict[str, str]:
+    """The security settings of the environment, as kafka-python's clients take them; nothing for a plaintext cluster.
+
+    Raises:
+        LabError: a value is missing or unknown, or the CA file cannot be read.
+    """
+    value = {
+        name: os.environ.get(f"COURSE_{name}", "").strip()
+        for name in ("SECURITY_PROTOCOL", "SASL_MECHANISM", "SASL_USERNAME", "SSL_CA_FILE")
+    }
+    password = os.environ.get("COURSE_SASL_PASSWORD", "")
+    protocol = value["SECURITY_PROTOCOL"].upper() or "PLAINTEXT"
+    _check_one_of("COURSE_SECURITY_PROTOCOL", protocol, PROTOCOLS)
+    settings = {} if protocol == "PLAINTEXT" else {"security_protocol": protocol}
+    if protocol.endswith("SSL") and value["SSL_CA_FILE"]:
+        settings["ssl_cafile"] = _ca_file(value["SSL_CA_FILE"])
+    if not protocol.startswith("SASL"):
+        if value["SASL_USERNAME"]:
+            raise LabError(
+                f"COURSE_SASL_USERNAME is set, but nobody logs in with security protocol {protocol}: "
+                "set COURSE_SECURITY_PROTOCOL to SASL_SSL (or SASL_PLAINTEXT), or unset COURSE_SASL_USERNAME."
+            )
+        return settings
+    mechanism = value["SASL_MECHANISM"].upper()
+    _check_one_of("COURSE_SASL_MECHANISM", mechanism, MECHANISMS)
+    for name, given in (("COURSE_SASL_USERNAME", value["SASL_USERNAME"]), ("COURSE_SASL_PASSWORD", password)):
+        if not given:
+            raise LabError(f"COURSE_SECURITY_PROTOCOL is {protocol}, which asks for a log-in: set {name} as well.")
+    return settings | {
+        "sasl_mechanism": mechanism,
+        "sasl_plain_username": value["SASL_USERNAME"],
+        "sasl_plain_password": Secret(password),
+    }
+
+
+def prefix() -> str:
+    """The learner's own corner of a shared cluster, COURSE_TOPIC_PREFIX; empty without one.
+
+    Raises:
+        LabError: no topic may begin like that.
+    """
+    value = os.environ.get("COURSE_TOPIC_PREFIX", "").strip()
+    if not re.fullmatch(r"[a-zA-Z0-9._-]*", value):
+        raise LabError(
+            f"COURSE_TOPIC_PREFIX is {value!r}: use letters, digits, '.', '_' and '-', as in ann. or team-7."
+        )
+    return value
+
+
+def _check_one_of(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        given = f"is {value!r}" if value else "is missing"
+        raise LabError(f"{name} {given}: set it to {', '.join(known[:-1])} or {known[-1]}, as the cluster has it.")
+
+
+def _ca_file(text: str) -> str:
+    path = Path(text).expanduser().absolute()
+    try:
+        ssl.create_default_context().load_verify_locations(path)
+    except ssl.SSLError as error:
+        raise LabError(
+            f"COURSE_SSL_CA_FILE, {path}, holds no certificate in PEM format: "
+            "set it to the CA file that you were given with the cluster's address."
+        ) from error
+    except OSError as error:
+        raise LabError(
+            f"COURSE_SSL_CA_FILE, {path}, cannot be read ({error.strerror}): "
+            "set it to the CA file that you were given with the cluster's address."
+        ) from error
+    return str(path)
+
+
+# -- a conversation with a broker ------------------------------------------------------------------------------------
+
+
+def greet_any(targets: list[Address], settings: dict, topic: str, timeout: float) -> tuple[list[Address], Greeting]:
+    """Greet several addresses at once; returns those that answered, and the greeting of one.
+
+    Raises:
+        Unreachable: none answered; the reason of the one where the way went farthest.
+    """
+    results = _at_once(lambda address: greet(address, settings, topic, timeout), targets, timeout, enough=1)
+    answered = [address for address in targets if isinstance(results[address], Greeting)]
+    if not answered:
+        raise max(results.values(), key=lambda error: error.step)
+    return answered, results[answered[0]]
+
+
+def greet_all(brokers: dict[int, Address], settings: dict, topic: str, timeout: float) -> None:
+    """Greet all brokers by the addresses that the cluster gives for them (advertised.listeners).
+
+    Raises:
+        Unreachable: one of them cannot be used from here.
+    """
+    results = _at_once(lambda address: greet(address, settings, topic, timeout), [*brokers.values()], timeout)
+    for id, address in brokers.items():
+        if isinstance(error := results[address], Unreachable):
+            raise Unreachable(
+                error.step,
+                f"the cluster answers, but sends its clients to {address} for broker {id}, and from here {error.what}",
+                "ask whoever runs the cluster for advertised.listeners that can be reached from this machine",
+            ) from error
+
+
+def greet(address: Address, settings: dict, topic: str, timeout: float) -> Greeting:
+    """Connect, log in and ask for the cluster's brokers, step by step.
+
+    Args:
+        address: where a broker listens.
+        settings: security settings as kafka-python's clients take them.
+        topic: a name; whether the user has rights on it is asked for as well.
+        timeout: seconds for all steps together (a slow name service may take longer).
+
+    Raises:
+        Unreachable: at the first step that failed.
+    """
+    deadline = time.monotonic() + timeout
+    with _encrypt(_connect(address, deadline), address, settings, deadline) as connected:
+        line = _Line(connected, address, deadline)
+        version = _ask_version(line, address, settings, deadline)
+        if "sasl_mechanism" in settings:
+            _log_in(line, address, settings)
+        try:
+            answer = line.ask(
+                MetadataRequest(
+                    topics=[MetadataRequest.MetadataRequestTopic(name=topic)], allow_auto_topic_creation=False
+                )
+            )
+        except OSError as error:  # a listener with SASL hangs up on who asks without a log-in
+            raise Unreachable(
+                6,
+                f"the broker at {address} hangs up on clients that do not log in",
+                "set COURSE_SECURITY_PROTOCOL to SASL_SSL (or SASL_PLAINTEXT), and COURSE_SASL_MECHANISM, "
+                "COURSE_SASL_USERNAME and COURSE_SASL_PASSWORD",
+            ) from error
+    return Greeting(
+        version,
+        {broker.node_id: Address(broker.host, broker.port) for broker in answer.brokers},
+        answer.topics[0].error_code != kafka_errors.TopicAuthorizationFailedError.errno,
+    )
+
+
+def _connect(address: Address, deadline: float) -> socket.socket:
+    try:
+        return socket.create_connection((address.host, address.port), timeout=_left(deadline))
+    except (socket.gaierror, UnicodeError) as error:
+        raise Unreachable(
+            1,
+            f"the host name {address.host} is not known on this network ({getattr(error, 'strerror', error)})",
+            f"check COURSE_BOOTSTRAP_SERVERS and whether you need another network or a VPN, {OWN_BROKER}",
+        ) from error
+    except OSError as error:
+        raise _nobody(address, error.strerror or str(error)) from error
+
+
+def _nobody(address: Address, reason: str) -> Unreachable:
+    return Unreachable(
+        2,
+        f"nobody answers at {address} ({reason})",
+        "check COURSE_BOOTSTRAP_SERVERS, that the cluster runs, and that no firewall is in between, " + OWN_BROKER,
+    )
+
+
+def _encrypt(plain: socket.socket, address: Address, settings: dict, deadline: float) -> socket.socket:
+    """The TLS handshake, if there is to be one, with the checks that kafka-python makes."""
+    if not settings.get("security_protocol", "").endswith("SSL"):
+        return plain
+    ca_file = settings.get("ssl_cafile")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    if ca_file:
+        context.load_verify_locations(ca_file)
+    else:
+        context.load_default_certs()
+    plain.settimeout(_left(deadline))
+    try:
+        return context.wrap_socket(plain, server_hostname=address.host)
+    except ssl.SSLCertVerificationError as error:
+        said = error.verify_message.rstrip(".")
+        if "mismatch" in said:
+            raise Unreachable(
+                4,
+                f"the certificate of {address} is for another host ({said})",
+                "set COURSE_BOOTSTRAP_SERVERS to the host name that is in the certificate",
+            ) from error
+        raise Unreachable(
+            4,
+            f"the certificate of {address} is not trusted ({said})",
+            f"check that COURSE_SSL_CA_FILE, {ca_file}, is the CA file that belongs to this cluster"
+            if ca_file
+            else "set COURSE_SSL_CA_FILE to the CA file that you were given with the cluster's address",
+        ) from error
+    except OSError as error:  # ssl.SSLError is one, too
+        raise Unreachable(
+            3,
+            f"the broker at {address} answers, but not with TLS ({_reason(error)})",
+            "check the port, or set COURSE_SECURITY_PROTOCOL to PLAINTEXT or SASL_PLAINTEXT",
+        ) from error
+
+
+class _Line:
+    """One connection to a broker, on which one request after the other is answered."""
+
+    def __init__(self, connected: socket.socket, address: Address, deadline: float):
+        self._socket = connected
+        self._address = address
+        self._deadline = deadline
+        self._protocol = KafkaProtocol(client_id="kafka-design-patterns")
+        self.versions: BrokerVersionData | None = None
+
+    def ask(self, request):
+        """Send a request and return its answer.
+
+        Raises:
+            OSError: the connection ended before it.
+            Unreachable: the deadline passed before it.
+        """
+        if request.API_VERSION is None:
+            request.API_VERSION = self.versions.api_version(request)
+        self._protocol.send_request(request)
+        try:
+            self._socket.settimeout(_left(self._deadline))
+            self._socket.sendall(self._protocol.send_bytes())
+            while True:
+                self._socket.settimeout(_left(self._deadline))
+                received = self._socket.recv(65536)
+                if not received:
+                    raise ConnectionResetError("it closed the connection")
+                for _, answer in self._protocol.receive_bytes(received):
+                    return answer
+        except TimeoutError as error:
+            raise Unreachable(
+                5,
+                f"what listens at {self._address} takes connections, but did not answer as a Kafka broker does in time",
+                f"check host and port in COURSE_BOOTSTRAP_SERVERS, or try again later, {OWN_BROKER}",
+            ) from error
+
+
+def _ask_version(line: _Line, address: Address, settings: dict, deadline: float) -> tuple[int, ...]:
+    """Kafka's version, and with it which requests the broker takes."""
+    try:
+        answer = line.ask(ApiVersionsRequest(version=0))
+        line.versions = BrokerVersionData(
+            api_versions={a.api_key: (a.min_version, a.max_version) for a in answer.api_keys}
+        )
+    except (OSError, kafka_errors.KafkaError, ValueError) as error:
+        protocol = settings.get("security_protocol", "PLAINTEXT")
+        if not protocol.endswith("SSL") and _speaks_tls(address, deadline):
+            wanted = "SASL_SSL" if protocol.startswith("SASL") else "SSL (or SASL_SSL)"
+            raise Unreachable(
+                4, f"the broker at {address} wants TLS", f"set COURSE_SECURITY_PROTOCOL to {wanted}"
+            ) from error
+        raise Unreachable(
+            5,
+            f"what listens at {address} does not answer like a Kafka broker ({_reason(error)})",
+            "check host and port in COURSE_BOOTSTRAP_SERVERS, and COURSE_SECURITY_PROTOCOL",
+        ) from error
+    if MetadataRequest.API_KEY not in line.versions.api_versions:
+        raise Unreachable(
+            6,
+            f"what listens at {address} is a controller, not a broker",
+            "set COURSE_BOOTSTRAP_SERVERS to the port of a broker",
+        )
+    version = line.versions.broker_version
+    if version < OLDEST:
+        raise Unreachable(
+            8,
+            f"the cluster at {address} is Apache Kafka {line.versions.broker_version_str} or so, "
+            "and the lessons use the group and transaction protocols of 4.0 and the share groups of 4.2",
+            f"use a newer cluster (the course is tested with 4.3.1), {OWN_BROKER}",
+        )
+    return version
+
+
+def _speaks_tls(address: Address, deadline: float) -> bool:
+    """Whether a second connection gets a TLS handshake done, whoever signed the certificate."""
+    anyone = ssl.create_default_context()
+    anyone.check_hostname = False
+    anyone.verify_mode = ssl.CERT_NONE
+    with contextlib.suppress(OSError), socket.create_connection((address.host, address.port), _left(deadline)) as plain:
+        anyone.wrap_socket(plain, server_hostname=address.host).close()
+        return True
+    return False
+
+
+def _log_in(line: _Line, address: Address, settings: dict) -> None:
+    """SASL: agree on the mechanism, then the mechanism's own exchange."""
+    mechanism, user = settings["sasl_mechanism"], settings["sasl_plain_username"]
+    try:
+        answer = line.ask(SaslHandshakeRequest(mechanism=mechanism))
+        if answer.error_code == kafka_errors.UnsupportedSaslMechanismError.errno:
+            raise Unreachable(
+                6,
+                f"the broker at {address} does not take {mechanism}, but {' and '.join(sorted(answer.mechanisms))}",
+                "set COURSE_SASL_MECHANISM accordingly",
+            )
+        if answer.error_code:
+            raise Unreachable(
+                6,
+                f"the broker at {address} takes no log-in",
+                f"set COURSE_SECURITY_PROTOCOL to {settings['security_protocol'].removeprefix('SASL_')} "
+                "and unset COURSE_SASL_USERNAME",
+            )
+        exchange = get_sasl_mechanism(mechanism)(host=address.host, **settings)
+        while not exchange.is_done():
+            answer = line.ask(SaslAuthenticateRequest(exchange.auth_bytes()))
+            if answer.error_code:
+                raise ValueError(answer.error_message)
+            exchange.receive(answer.auth_bytes)
+    except (OSError, kafka_errors.KafkaError, ValueError, KeyError) as error:
+        raise Unreachable(
+            7,
+            f"the cluster at {address} refuses the log-in of user {user} ({_reason(error)})",
+            "check COURSE_SASL_USERNAME and COURSE_SASL_PASSWORD",
+        ) from error
+
+
+def _at_once(work: Callable, targets: list[Address], timeout: float, enough: int | None = None) -> dict:
+    """Call `work` for all addresses at the same time; returns by address its result, or the Unreachable it raised.
+
+    In threads that nobody waits for: a name service that is silent would hold them for longer than the deadline.
+
+    Args:
+        work: a function of an address.
+        targets: the addresses.
+        timeout: seconds to wait.
+        enough: as soon as so many succeeded the others get one more second.
+    """
+    answers = queue.SimpleQueue()
+
+    def run(address):
+        try:
+            answers.put((address, work(address)))
+        except Unreachable as error:
+            answers.put((address, error))
+        except Exception as error:
+            answers.put((address, Unreachable(0, f"{address} could not be tried ({error!r})", "report this as a bug")))
+
+    for address in set(targets):
+        threading.Thread(target=run, args=(address,), daemon=True).start()
+    results = {}
+    deadline = time.monotonic() + timeout + 1  # they keep to `timeout` themselves, but for the name service
+    while len(results) < len(set(targets)):
+        try:
+            address, result = answers.get(timeout=max(0, deadline - time.monotonic()))
+        except queue.Empty:
+            break
+        results[address] = result
+        if enough and sum(isinstance(r, Greeting) for r in results.values()) == enough:
+            deadline = min(deadline, time.monotonic() + 1)
+    return {address: results.get(address, _nobody(address, f"not within {timeout:g} s")) for address in targets}
+
+
+def _left(deadline: float) -> float:
+    """Seconds until the deadline, and never nothing: a socket takes 0 for 'do not wait at all'."""
+    return max(0.01, deadline - time.monotonic())
+
+
+def _reason(error: Exception) -> str:
+    text = getattr(error, "reason", None) or getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return str(text).rstrip(".")
+
+
+# Whoever sets SASL_PLAINTEXT knows that the password goes out in the clear; each client would say so again, on stderr.
+for _mechanism in ("plain", "scram"):
+    logging.getLogger(f"kafka.net.sasl.{_mechanism}").setLevel(logging.ERROR)
