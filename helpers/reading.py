@@ -18,7 +18,7 @@ def take(consumer: KafkaConsumer, n: int, timeout: float = 10) -> list:
         `n` ConsumerRecords in the order in which the consumer gave them.
 
     Raises:
-        TimeoutError: fewer came; the message names them.
+        TimeoutError: fewer came; the message names them, and the error's `records` holds them.
     """
     records = []
     deadline = time.monotonic() + timeout
@@ -26,13 +26,19 @@ def take(consumer: KafkaConsumer, n: int, timeout: float = 10) -> list:
         left = deadline - time.monotonic()
         if left <= 0:
             came = ", ".join(f"{r.topic}-{r.partition}@{r.offset}" for r in records) or "none"
-            raise TimeoutError(f"Waited {timeout:g} s for {n} records; {len(records)} came: {came}.")
-        for batch in consumer.poll(timeout_ms=min(left, 0.2) * 1000, max_records=n - len(records)).values():
+            error = TimeoutError(f"Waited {timeout:g} s for {n} records; {len(records)} came: {came}.")
+            error.records = records
+            raise error
+        # One long poll, not many short ones: kafka-python 3.0.12 joins a group twice, and a poll that ends in between
+        # can lose the assignment for good.
+        for batch in consumer.poll(timeout_ms=left * 1000, max_records=n - len(records)).values():
             records += batch
     return records
 
 
-def read_topic(cluster, topic: str, isolation: str = "read_committed", timeout: float = 30, **deserializers) -> list:
+def read_topic(
+    cluster, topic: str, isolation_level: str = "read_committed", timeout: float = 30, **deserializers
+) -> list:
     """All records of a topic, from its beginning up to the end offsets as they are at the call.
 
     With no group: it moves nobody's offsets.
@@ -40,7 +46,8 @@ def read_topic(cluster, topic: str, isolation: str = "read_committed", timeout: 
     Args:
         cluster: a `Cluster`, or the dict of its `connection`.
         topic: the topic's real name.
-        isolation: "read_committed" (without records of aborted and open transactions) or "read_uncommitted" (all).
+        isolation_level: "read_committed" (without records of aborted and open transactions) or "read_uncommitted"
+            (all; the default of Kafka's own consumers).
         timeout: seconds until the deadline.
         **deserializers: `key_deserializer`, `value_deserializer` as KafkaConsumer takes them; without them bytes.
 
@@ -52,7 +59,12 @@ def read_topic(cluster, topic: str, isolation: str = "read_committed", timeout: 
     """
     connection = cluster if isinstance(cluster, dict) else cluster.connection
     with KafkaConsumer(
-        **connection, isolation_level=isolation, enable_auto_commit=False, fetch_max_wait_ms=50, **deserializers
+        **connection,
+        isolation_level=isolation_level,
+        auto_offset_reset="earliest",  # where retention deletes what was the beginning a moment ago
+        enable_auto_commit=False,
+        fetch_max_wait_ms=50,
+        **deserializers,
     ) as consumer:
         partitions = [TopicPartition(topic, p) for p in sorted(consumer.partitions_for_topic(topic) or ())]
         if not partitions:

@@ -1,5 +1,6 @@
 """What all lessons keep to: skeleton, executed in order, short cells, clean outputs, tags."""
 
+import ast
 import importlib
 import re
 from urllib.parse import urlparse
@@ -125,8 +126,21 @@ def test_every_cell_has_its_place_on_the_slides(lesson):
 
 
 def test_cells_that_harm_brokers_say_so(lesson):
-    harm = re.compile(r"\b\w+\.(kill|pause|resume|restart)\((leader|follower|broker|dead|\d)|Cluster\(brokers=")
-    assert not [c.source for c in code_cells(lesson) if harm.search(c.source) and "harms-brokers" not in tags(c)]
+    def calls(cell):
+        return [n.func for n in ast.walk(ast.parse(cell.source)) if isinstance(n, ast.Call)]
+
+    def starts_brokers(cell):
+        return bool(re.search(r"Cluster\(brokers=", cell.source))
+
+    clusters = {name for cell in code_cells(lesson) for name in re.findall(r"(\w+) = Cluster\(", cell.source)}
+    harm = {"kill", "pause", "resume", "restart", "heal"}
+    for cell in code_cells(lesson):
+        harms = [
+            f
+            for f in calls(cell)
+            if isinstance(f, ast.Attribute) and f.attr in harm and getattr(f.value, "id", "") in clusters
+        ]
+        assert not (harms or starts_brokers(cell)) or "harms-brokers" in tags(cell), cell.source
 
 
 def test_has_a_cell_and_a_check_for_each_question(path, lesson):

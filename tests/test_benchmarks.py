@@ -1,0 +1,59 @@
+"""The benchmark runs and is honest; its targets are not judged here, on a machine that may be busy."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from helpers.processes import base_folder
+
+SCRIPT = Path(__file__).parents[1] / "benchmarks" / "startup.py"
+
+
+def run(*arguments, **options) -> subprocess.CompletedProcess:
+    command = [sys.executable, SCRIPT, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=500, **options)
+
+
+@pytest.mark.full
+def test_one_round(tmp_path):
+    before = set(base_folder().glob("run-*"))
+    done = run("--rounds", 1, "--json", tmp_path / "figures.json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == ""
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    starts = figures["starts"]
+    assert {recipe: len(each) for recipe, each in starts.items()} == dict.fromkeys(
+        ["script", "image", "one", "three"], 1
+    )
+    assert all(start["seconds"] > 0.1 and start["cpu"] > 0.1 for (start,) in starts.values())
+    # The ratios are of the medians in the same file, and each verdict is the comparison that it claims to be.
+    assert figures["verdicts"][0]["value"] == pytest.approx(starts["one"][0]["seconds"] / starts["image"][0]["seconds"])
+    assert figures["verdicts"][1]["value"] == pytest.approx(
+        starts["three"][0]["seconds"] / starts["image"][0]["seconds"]
+    )
+    assert 50 < starts["one"][0]["rss"] < 1000  # a broker was measured, not the watchdog or Python
+    for verdict in figures["verdicts"]:
+        assert verdict["met"] == (verdict["value"] <= verdict["at_most"])
+        (line,) = (line for line in done.stdout.splitlines() if line.startswith(verdict["what"] + " "))
+        assert line.endswith("PASS" if verdict["met"] else "MISS")
+    # Whatever is new in the folder of the runs belongs to tests that run beside this one, not to the benchmark.
+    left = [str(folder) for folder in set(base_folder().glob("run-*")) - before]
+    owners = [" ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])]
+    assert all(any(folder in owner for owner in owners) for folder in left), left
+    assert not any(str(SCRIPT) in owner for owner in owners)
+
+
+@pytest.mark.full
+def test_java_without_an_archive_of_its_own_is_refused():
+    from helpers import store
+
+    for java in (store.java(), Path("no-such-java")):
+        done = run("--java", java)
+        assert done.returncode == 1
+        assert (
+            len(done.stderr.splitlines()) == 1 and "CDS archive of its own" in done.stderr and str(java) in done.stderr
+        )
