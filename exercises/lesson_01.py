@@ -3,6 +3,7 @@
 import json
 
 from kafka import KafkaConsumer, TopicPartition
+from kafka.errors import KafkaError
 from kafka.serializer import JsonSerializer
 
 from helpers import Worker, point
@@ -74,22 +75,25 @@ q1 = Question(
 def _judge_place_order(lab, place_order):
     topic = lab.topic(config={"max.message.bytes": 300})
     producer = lab.producer(value_serializer=JsonSerializer(), linger_ms=5000)
-    place = lab.call(place_order, producer, topic, ORDERS[0])
-    on_the_log = lab.records(topic)
-    if not on_the_log:
+    places = []
+    for order in ORDERS[:2]:
+        places.append(lab.call(place_order, producer, topic, order))
+        if len(lab.records(topic)) < len(places):
+            raise Wrong(
+                "your function has returned, and the order is not on the log",
+                "an order that is on the log when the function returns",
+                "`send` puts the record into the producer's buffer only; here, the producer lingers for five seconds.",
+            )
+    if places != [0, 1]:
         raise Wrong(
-            "your function has returned, and the order is not on the log",
-            "an order that is on the log when the function returns",
-            "`send` puts the record into the producer's buffer only; here, the producer lingers for five seconds.",
-        )
-    if place != 0:
-        raise Wrong(
-            f"your function returned {place!r}", "the record's offset, here 0", "It is in what `future.get` gives."
+            f"for two orders your function returned {places[0]!r} and {places[1]!r}",
+            "the records' offsets, here 0 and 1",
+            "The offset is in what `future.get` gives.",
         )
     try:
-        place_order(producer, topic, {"order": 2, "note": "x" * 1000})
-    except Exception:
-        return f"order 1 is at offset {place}; for an order that the broker refuses, your function raises"
+        place_order(producer, topic, {"order": 3, "customer": "eve", "note": "x" * 1000})
+    except KafkaError:
+        return "two orders are acknowledged; for one that the broker refuses, your function raises"
     raise Wrong(
         "the broker refused an order of 1,000 characters, and your function returned as if it were there",
         "an exception for an order that is not on the log",
@@ -149,7 +153,7 @@ def _judge_pack_orders(lab, pack_orders):
         producer.send(topic, order, key=order["customer"].encode())
     producer.flush()
     packed, logs = [], []
-    for die_at in [("packed", 3), ("about to pack", 2), None]:
+    for die_at in [("packed", 2), ("about to pack", 2), None]:
         worker = Worker(_pack_some, lab.cluster.connection, topic, group, pack_orders, die_at=die_at)
         lab.afterwards.callback(worker.kill)
         state = worker.wait()
@@ -166,7 +170,7 @@ def _judge_pack_orders(lab, pack_orders):
     wanted = (
         "each order packed, at most one of them twice, though the packer is killed after packing one and before another"
     )
-    picture = log_view(logs[0], "Where the commit stood when the packer was killed after packing order 3")
+    picture = log_view(logs[0], "Where the commit stood when the packer was killed after packing order 2")
     if len(never) > 1:
         raise Wrong(
             f"orders {never} are never packed",
@@ -208,8 +212,9 @@ def pack_orders(consumer, count, pack):
     judge=_judge_pack_orders,
     hints=[
         "Packing and committing are two steps; between them the packer may die. Which one comes first?",
-        "`consumer.commit()` commits the position: behind everything that `take` has given, not behind what is packed.",
-        "`take(consumer, 1)` in a loop, and a commit after each; or `commit` with the offset that you mean.",
+        "`consumer.commit()` commits the position, behind everything that `take` has given, packed or not.",
+        "`take(consumer, 1)` in a loop, and a commit after each; or, after each record of a batch, "
+        "`consumer.commit({TopicPartition(record.topic, record.partition): OffsetAndMetadata(record.offset + 1, '', -1)})`.",
     ],
     why="The commit says 'done up to here' to whoever comes next; it has to be true at any moment.",
     deadline=25,
@@ -230,6 +235,7 @@ def _judge_sort_out(lab, sort_out):
     producer.flush()
     wanted = [number for number in _numbers(ORDERS) if number != 2]
     orders = lab.call(sort_out, lab.cluster.connection, topic, unreadable, gives=list)
+    lab.close_clients()  # whether a record was acknowledged or still on its way was question 2
     kept = lab.records(unreadable)
     if [order.get("order") for order in orders if isinstance(order, dict)] != wanted or len(orders) != len(wanted):
         raise Wrong(
@@ -238,8 +244,8 @@ def _judge_sort_out(lab, sort_out):
     if not kept:
         raise Wrong(
             "the topic for unreadable records is empty",
-            "the fax on it, acknowledged when the function returns",
-            "The record was dropped, or still waits in a producer's buffer: `flush()`, or `close()` the producer.",
+            "the fax on it",
+            "The record was dropped.",
         )
     if len(kept) > 1 or kept[0].value != FAX:
         raise Wrong(

@@ -1,10 +1,15 @@
-"""The course's small package: a real Kafka to break, pictures of what is on its log, and questions that the log judges."""
+"""The course's small package: a real Kafka to break, pictures of its log, and questions that the log judges."""
 
-from helpers.cluster import Cluster
-from helpers.database import Database
-from helpers.errors import LabError
-from helpers.reading import frame, read_topic, take
-from helpers.waiting import wait_until
-from helpers.workers import Worker, point
+import sys
+
+if sys.platform == "win32":
+    raise ImportError("The lab needs Linux or macOS: on Windows use it in WSL 2 or in Docker, as the README says.")
+
+from helpers.cluster import Cluster  # noqa: E402 (the modules themselves do not load on Windows)
+from helpers.database import Database  # noqa: E402
+from helpers.errors import LabError  # noqa: E402
+from helpers.reading import frame, read_topic, take  # noqa: E402
+from helpers.waiting import wait_until  # noqa: E402
+from helpers.workers import Worker, point  # noqa: E402
 
 __all__ = ["Cluster", "Database", "LabError", "Worker", "frame", "point", "read_topic", "take", "wait_until"]

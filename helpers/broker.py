@@ -8,7 +8,9 @@ over `kill` and `start`. Everything that a lesson calls is in `helpers.cluster`.
 import contextlib
 import os
 import random
+import re
 import shutil
+import signal
 import socket
 import subprocess
 import uuid
@@ -17,13 +19,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from helpers import store
-from helpers.errors import BrokerDied, LabError
+from helpers.errors import BrokerDied, LabError, PortTaken
 from helpers.processes import Processes, tail
 
 # Outside of the range that the system gives to outgoing connections (32768 and up on Linux, 49152 on macOS): a
 # client's own
 # connection must not sit on the port of a broker that is just being restarted.
 PORTS = range(20000, 32000)
+
+# What Java and the system say when a broker has too little memory.
+NO_MEMORY = re.compile(
+    "insufficient memory|OutOfMemoryError|[Cc]annot allocate memory"
+    "|[Cc]ould not (reserve|allocate).*(heap|memory|space|stack|table|bitmap)"
+)
 
 
 @dataclass(frozen=True)
@@ -88,7 +96,8 @@ def properties(node: Node, nodes: list[Node], data: Path) -> dict[str, str]:
         "log.cleaner.dedupe.buffer.size": "4194304",
         "num.network.threads": "2",
         "num.io.threads": "4",
-        # a dead broker is noticed soon (stock 9000 and 2000), and so is a dead active controller (stock 2000, 1000, 1000)
+        # a dead broker is noticed soon (stock 9000 and 2000), and so is a dead active controller (stock 2000, 1000,
+        # 1000)
         "broker.session.timeout.ms": "1000" if single else "2000",
         "broker.heartbeat.interval.ms": "200" if single else "300",
         "controller.quorum.fetch.timeout.ms": "1000",
@@ -159,17 +168,43 @@ class Broker:
 
     def start(self, *jvm_options: str) -> None:
         """Start the process; returns at once."""
-        options = jvm_options or (f"-XX:AOTCache={store.aot_cache()}", "-Xlog:aot=off", "-Xlog:cds=off")
-        self.pid = self._processes.start(_java(*options, *self._quiet(), "kafka.Kafka", self._settings), self.log)
+        # Java checks the AOT cache's checksums, and goes on without one that is damaged; unchecked it would crash.
+        options = jvm_options or (
+            f"-XX:AOTCache={store.aot_cache()}",
+            "-XX:+VerifySharedSpaces",
+            "-Xlog:aot*=off",
+            "-Xlog:cds*=off",
+        )
+        self._log_start = self.log.stat().st_size if self.log.exists() else 0
+        self.pid = self._processes.start(
+            _java(*options, *self._quiet(), "kafka.Kafka", self._settings), self.log, env=_environment()
+        )
 
     def check(self) -> None:
-        """Raise BrokerDied, with the log's last lines, when the process has ended by itself."""
+        """Raise an error, with the log's last lines, when the process has ended by itself.
+
+        Raises:
+            PortTaken: another program listens on one of its ports.
+            BrokerDied: any other reason.
+            LabError: too little memory, or a full disk.
+        """
         status = None if self.pid is None else self._processes.exit_status(self.pid)
-        if status is not None:
-            raise BrokerDied(
-                f"Broker {self.node.id} ended by itself (exit status {status}); the last lines of its "
-                f"log:\n{tail(self.log)}"
+        if status is None:
+            return
+        log = self.log.read_bytes()[self._log_start :].decode(errors="replace")
+        last = f"The last lines of its log:\n{tail(self.log)}"
+        if "No space left on device" in log or shutil.disk_usage(self._folder).free < 1_000_000:
+            raise LabError(
+                f"Broker {self.node.id} found the disk of {self._folder} full: free some space there and start again. "
+                f"{last}"
             )
+        if NO_MEMORY.search(log) or status == -signal.SIGKILL:  # which the system sends when memory is short
+            raise LabError(
+                f"Broker {self.node.id} had too little memory: each broker takes about 300 MB, so end other programs "
+                f"or give the machine or container more, and start again. {last}"
+            )
+        kind = PortTaken if "Address already in use" in log else BrokerDied
+        raise kind(f"Broker {self.node.id} ended by itself (exit status {status}). {last}")
 
     @property
     def alive(self) -> bool:
@@ -200,6 +235,7 @@ class Broker:
         """Log to the process's own output, and leave crash reports in the run folder."""
         return (
             f"-XX:ErrorFile={self._folder}/hs_err.log",
+            "-XX:+ExitOnOutOfMemoryError",  # a broker that lives on with some of its threads dead answers nobody
             "-Dorg.slf4j.simpleLogger.showDateTime=true",
             "-Dorg.slf4j.simpleLogger.dateTimeFormat=HH:mm:ss.SSS",
             "-Dorg.slf4j.simpleLogger.showThreadName=false",
@@ -220,6 +256,12 @@ def _java(*arguments) -> list[str]:
     ]
 
 
+def _environment() -> dict[str, str]:
+    """The environment without the variables that would add a workplace's flags to the Java command line."""
+    hidden = {"JAVA_TOOL_OPTIONS", "JDK_JAVA_OPTIONS", "_JAVA_OPTIONS"}
+    return {name: value for name, value in os.environ.items() if name not in hidden}
+
+
 def make_template(target: Path) -> None:
     """Run Kafka's own formatter once, and keep the bootstrap.checkpoint it writes (the feature levels of this
     version)."""
@@ -231,7 +273,7 @@ def make_template(target: Path) -> None:
         settings = folder / "server.properties"
         settings.write_text("".join(f"{k}={v}\n" for k, v in properties(node, [node], folder / "data").items()))
         formatter = _java("kafka.tools.StorageTool", "format", "-t", new_id(), "-c", settings)
-        done = subprocess.run(formatter, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(formatter, capture_output=True, text=True, timeout=120, env=_environment())
         if done.returncode:
             raise LabError(f"Kafka's formatter failed:\n{done.stdout}{done.stderr}")
         target.parent.mkdir(parents=True, exist_ok=True)

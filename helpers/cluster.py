@@ -13,13 +13,13 @@ import time
 
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka import errors as kafka_errors
-from kafka.admin import MemberToRemove
+from kafka.admin import ConfigResource, ConfigResourceType, MemberToRemove
 from kafka.protocol.metadata import MetadataRequest
 
 from helpers import store
 from helpers.broker import Broker, choose_nodes, make_template, new_id
-from helpers.errors import BrokerDied, LabError
-from helpers.processes import Processes
+from helpers.errors import BrokerDied, LabError, PortTaken
+from helpers.processes import Processes, tail
 from helpers.waiting import wait_until
 
 # What a client may meet while brokers come and go; the next try may work. An admin client that picks a dead node
@@ -54,7 +54,7 @@ class Cluster:
     #: the ids of all brokers, dead ones included
     brokers: list[int]
 
-    def __new__(cls, brokers: int | None = None):
+    def __new__(cls, brokers: int | None = None):  # noqa: D102 (chooses the kind)
         if cls is Cluster and brokers is None and os.environ.get("COURSE_BOOTSTRAP_SERVERS"):
             from helpers.external import ExternalCluster as cls
         elif cls is Cluster:
@@ -161,6 +161,16 @@ class Cluster:
         """
         return self._wait_for_leader(topic, partition, lambda leader: leader >= 0, "a leader", 10)
 
+    def followers(self, topic: str, partition: int = 0) -> list[int]:
+        """The ids of the brokers that have a replica of a partition and do not lead it.
+
+        Raises:
+            TimeoutError: the partition has had no leader for ten seconds.
+        """
+        leader = self.leader(topic, partition)
+        (replicas,) = [p.replica_nodes for p in self._partitions(topic) if p.partition_index == partition]
+        return [broker for broker in replicas if broker != leader]
+
     def wait_for_new_leader(self, topic: str, partition: int = 0, *, old: int, timeout: float = 30) -> int:
         """Wait until a partition is led by another broker than `old`; returns its id.
 
@@ -208,6 +218,10 @@ class Cluster:
         """SIGCONT a broker; returns when the process runs again."""
         raise NotImplementedError
 
+    def heal(self) -> None:
+        """Resume all paused brokers, restart all dead ones, and wait until all replicas of the topics are in sync."""
+        raise NotImplementedError
+
     def restart(self, broker: int) -> None:
         """Start a broker again on its port and its data; returns when clients can use it. One that runs is shut down
         first."""
@@ -218,6 +232,7 @@ class Cluster:
     _prefix = ""
     _connection: dict
     _admin_client: KafkaAdminClient | None = None
+    _bootstrap_timeout_ms = 20_000
 
     def _begin(self, key: int | None) -> None:
         """Stop an earlier cluster of the same call, and be the one that runs from here on."""
@@ -255,7 +270,7 @@ class Cluster:
         self._check_running()
         if self._admin_client is None:
             self._admin_client = KafkaAdminClient(
-                **self._connection, request_timeout_ms=5000, bootstrap_timeout_ms=20_000
+                **self._connection, request_timeout_ms=5000, bootstrap_timeout_ms=self._bootstrap_timeout_ms
             )
         return self._admin_client
 
@@ -308,8 +323,12 @@ class Cluster:
         return wait_until(probe, f"{what} of {self.plain(topic)}-{partition}", timeout, pause=0.05, retry=PASSING)[0]
 
     def _check_topic(self, name: str, partitions: int, replication: int | None) -> None:
-        if not re.fullmatch(r"[a-zA-Z0-9._-]{1,200}", name):
-            raise LabError(f"{name!r} is no topic name: Kafka allows letters, digits, '.', '_' and '-'.")
+        if not re.fullmatch(r"[a-zA-Z0-9._-]{1,200}", name) or name in (".", ".."):
+            raise LabError(
+                f"{name!r} is no topic name: Kafka allows letters, digits, '.', '_' and '-', here up to 200 of them."
+            )
+        if name.startswith("__"):
+            raise LabError(f"{name!r} is a name for Kafka's own topics: choose one that does not begin with '__'.")
         if not isinstance(partitions, int) or partitions < 1:
             raise LabError(f"A topic needs a whole number of partitions from 1 on, not {partitions!r}.")
 
@@ -325,6 +344,7 @@ class Cluster:
             }
             if known:
                 with contextlib.suppress(kafka_errors.UnknownTopicOrPartitionError):
+                    self._before_deleting(sorted(known))
                     self._admin.delete_topics(sorted(known))
                 return _Seen(f"still there: {sorted(known)}")
             return True
@@ -332,13 +352,20 @@ class Cluster:
         wait_until(gone, f"topics {', '.join(map(self.plain, names))} to be deleted", timeout=30, retry=PASSING)
         self._topics -= set(names)
 
+    def _before_deleting(self, topics: list[str]) -> None:
+        """What has to be done to topics that are about to be deleted."""
+
     def _groups_with_offsets(self, topic: str) -> list[str]:
         """The groups made by `group` that have committed offsets in a topic."""
         if not self._groups:
             return []
 
         def offsets():
-            return [self._admin.list_group_offsets(sorted(self._groups))]
+            try:
+                return [self._admin.list_group_offsets(sorted(self._groups))]
+            except PASSING:
+                self._close_admin()  # the coordinator may have moved
+                raise
 
         (found,) = wait_until(offsets, "the groups' offsets", timeout=30, retry=PASSING)
         return [group for group, committed in found.items() if any(tp.topic == topic for tp in committed)]
@@ -365,6 +392,7 @@ class EmbeddedCluster(Cluster):
     """Brokers on this machine, which may be harmed. Made by `Cluster`."""
 
     embedded = True
+    _bootstrap_timeout_ms = 2000  # whoever waits for it tries again, and looks whether the brokers live
 
     def __init__(self, brokers: int | None = None):
         count = 1 if brokers is None else brokers
@@ -372,23 +400,32 @@ class EmbeddedCluster(Cluster):
             raise LabError(f"Cluster(brokers=…) takes a whole number from 1 to 9, not {brokers!r}.")
         self._begin(brokers)
         self._processes: Processes | None = None
-        _prepare()
+        prepare_cache()
         self._launch(count)
 
     def _launch(self, count: int) -> None:
-        """Start brokers until they are ready; once more with other ports, or a mended cache, where that was the
-        reason."""
-        for attempt in range(3):
+        """Start brokers until they are ready: again with other ports, or once with a mended cache, where that was
+        the reason."""
+        mended = False
+        for _ in range(4):
             try:
                 self._start(count)
                 return
-            except BrokerDied as error:
+            except PortTaken:
                 self._close()
-                if "Address already in use" in str(error):
-                    continue
-                if attempt == 2 or not store.repair():
+            except BrokerDied:
+                self._close()
+                if mended or not store.repair():
                     raise
-                _prepare()
+                mended = True
+                prepare_cache()
+            except TimeoutError as error:
+                logs = "\n".join(tail(broker.log) for broker in self._nodes.values())
+                self._close()
+                raise LabError(
+                    f"The brokers did not become ready, so they were ended: {error} Give the machine some rest and "
+                    f"try again. The last lines of their logs:\n{logs}"
+                ) from error
             except BaseException:
                 self._close()
                 raise
@@ -413,17 +450,27 @@ class EmbeddedCluster(Cluster):
         _running[self._key] = self
         self._wait_until_ready(cluster_id, timeout=90)
 
+    @property
+    def _admin(self) -> KafkaAdminClient:
+        self._check_running()
+        if not self._reachable():
+            raise LabError("No broker of this cluster runs: `cluster.restart(1)` starts broker 1 again.")
+        return super()._admin
+
     def _wait_until_ready(self, cluster_id: str, timeout: float) -> None:
         """Ready: all brokers registered and unfenced, their metadata agreed, internal topics made, one record written
         and read."""
         for broker in self._nodes.values():
             self._wait_for_port(broker, timeout)
         self._until("all brokers to be registered", lambda: self._agreed(cluster_id), timeout)
-        self._until("the internal topics", self._has_coordinators, timeout)
-        probe = self.topic("ready-check")
-        with KafkaProducer(**self._connection) as producer:
+        # Clients are made before they are needed: kafka-python 3.0.12 waits 100 ms before a client's first metadata.
+        with (
+            KafkaProducer(**self._connection) as producer,
+            KafkaConsumer(**self._connection, auto_offset_reset="earliest") as consumer,
+        ):
+            self._until("the internal topics", self._has_coordinators, timeout)
+            probe = self.topic("ready-check")
             producer.send(probe, b"ready").get(timeout)
-        with KafkaConsumer(**self._connection, auto_offset_reset="earliest") as consumer:
             consumer.assign([TopicPartition(probe, 0)])
             self._until("the first record", lambda: consumer.poll(timeout_ms=500), timeout)
         self._delete_topics([probe])
@@ -494,6 +541,15 @@ class EmbeddedCluster(Cluster):
         self._living(broker).resume()
         self._paused.discard(broker)
 
+    def heal(self) -> None:  # noqa: D102
+        for broker in sorted(self._paused):
+            self.resume(broker)
+        for broker in self.brokers:
+            if not self._broker(broker).alive:
+                self.restart(broker)
+        for topic in sorted(self._topics):
+            self.wait_for_in_sync(topic)
+
     def restart(self, broker: int) -> None:  # noqa: D102
         target = self._broker(broker)
         if broker in self._paused or not target.alive:
@@ -507,8 +563,8 @@ class EmbeddedCluster(Cluster):
             try:
                 self._wait_until_usable(target)
                 return
-            except BrokerDied as error:
-                if "Address already in use" not in str(error) or time.monotonic() > deadline:
+            except PortTaken:
+                if time.monotonic() > deadline:
                     raise
                 target.start()  # clients know the broker by its port: wait until whoever took it lets go
 
@@ -551,6 +607,22 @@ class EmbeddedCluster(Cluster):
     def log_text(self, broker: int) -> str:
         """What a broker has logged so far."""
         return self._broker(broker).log.read_text(errors="replace")
+
+    def _before_deleting(self, topics: list[str]) -> None:
+        """Take back the topics' own configs.
+
+        Kafka 4.3.1 forgets them with the topic, but when a broker restarts, it reads making and deleting of the topic
+        in one go, and they come back, for a new topic of that name: a retention of a second, say, and records are gone.
+        """
+        resources = [ConfigResource(ConfigResourceType.TOPIC, topic) for topic in topics]
+        found = self._admin.describe_configs(resources)["topic"]
+        own = {
+            topic: [key for key, value in found[topic].items() if value["config_source"] == "DYNAMIC_TOPIC_CONFIG"]
+            for topic in topics
+        }
+        resources = [ConfigResource(ConfigResourceType.TOPIC, topic, keys) for topic, keys in own.items() if keys]
+        if resources:
+            self._admin.reset_configs(resources)
 
     def _broker(self, id: int) -> Broker:
         self._check_running()
@@ -598,7 +670,7 @@ def _broker_message(error: Exception) -> str:
     return (found.group(1) if found else f"{type(error).__name__}: {error}").rstrip(".")
 
 
-def _prepare() -> None:
+def prepare_cache() -> None:
     """Fill the cache if it lacks something; on a whole cache none of the libraries that fetch is even imported."""
     if not store.is_ready():
         from helpers.fetch import prepare

@@ -7,3 +7,7 @@ class LabError(RuntimeError):
 
 class BrokerDied(LabError):
     """A broker ended by itself; the message carries the last lines of its log."""
+
+
+class PortTaken(BrokerDied):
+    """A broker ended because another program listens on its port."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pooch
 import requests
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from helpers.errors import LabError
@@ -32,6 +32,8 @@ def prepare(train) -> None:
     if is_ready():
         return
     with _clear_errors(), _locked():
+        if is_ready():  # another process filled it meanwhile
+            return
         lacking = missing(jar_list("kafka_jars.txt"))
         total = sum(jar.size for jar in lacking)
         # The AOT cache takes as long as some 60 MB of download; it is counted as such.
@@ -112,9 +114,27 @@ class _Share:
         """Leave the shared bar open."""
 
 
-def _bar(description: str, total: int) -> tqdm:
-    """A progress bar on stderr, which the tests' warm cache keeps out of stored outputs."""
-    return tqdm(total=total, desc=description, unit="B", unit_scale=True, leave=False, file=sys.stderr, mininterval=0.2)
+@contextlib.contextmanager
+def _bar(description: str, total: int):
+    """A progress bar; in a notebook it goes away at the end, so that the cell stores the same output as without it."""
+    in_notebook = "ipykernel" in sys.modules
+    bar = tqdm(
+        total=total,
+        desc=description,
+        unit="B",
+        unit_scale=True,
+        leave=False,
+        file=sys.stdout if in_notebook else sys.stderr,  # JupyterLab shows stderr in red
+        mininterval=0.2,
+    )
+    try:
+        with bar:
+            yield bar
+    finally:
+        if in_notebook:
+            from IPython.display import clear_output
+
+            clear_output()
 
 
 def _while_ticking(work, bar: tqdm, amount: int) -> None:
@@ -167,7 +187,7 @@ def _clear_errors():
             f"differs), so it was "
             "not kept: try again, or check the mirror."
         ) from error
-    except TimeoutError as error:
+    except Timeout as error:
         raise LabError(
             f"Another process has been filling {cache_folder()} for five minutes: let it end or stop it, then try "
             f"again."

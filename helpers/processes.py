@@ -31,7 +31,10 @@ def base_folder() -> Path:
     Raises:
         LabError: the temp folder cannot be used, or somebody else owns the name.
     """
-    base = Path(tempfile.gettempdir()) / f"kafka-course-{os.getuid()}"
+    try:
+        base = Path(tempfile.gettempdir()) / f"kafka-course-{os.getuid()}"
+    except OSError as error:
+        raise LabError("No temp folder can be written to: set TMPDIR to a folder that you can write to.") from error
     try:
         base.mkdir(mode=0o700, exist_ok=True)
         found = base.lstat()
@@ -58,28 +61,26 @@ class Processes:
         self._requests = 0
         self._received = b""
         self._owner = os.getpid()
+        base = base_folder()
+        program = Path(__file__).with_name("supervisor.py")
         try:
-            self.folder = Path(tempfile.mkdtemp(prefix="run-", dir=base_folder()))
-            self._watchdog = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-I",
-                    "-S",
-                    str(Path(__file__).with_name("supervisor.py")),
-                    self.folder,
-                    str(os.getpid()),
-                ],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,
-                bufsize=0,
-            )
+            with _no_interrupt():  # no folder without a watchdog, no watchdog that nobody can close
+                self.folder = Path(tempfile.mkdtemp(prefix="run-", dir=base))
+                self._watchdog = subprocess.Popen(
+                    [sys.executable, "-I", "-S", program, self.folder, str(os.getpid())],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.DEVNULL,
+                    start_new_session=True,
+                    bufsize=0,
+                )
+                atexit.register(self.close)
         except OSError as error:
+            if getattr(self, "folder", None):
+                shutil.rmtree(self.folder, ignore_errors=True)
             raise LabError(
-                f"No process could be started for the lab ({error.strerror}): free disk or memory, try again."
+                f"No process could be started for the lab in {base} ({error.strerror}): free disk or memory, try again."
             ) from error
-        atexit.register(self.close)
 
     def start(self, argv, log: Path, env: dict | None = None, user=None, group=None, ending: int | None = None) -> int:
         """Start a program in the run folder; returns the process id.
@@ -131,13 +132,15 @@ class Processes:
             self._watchdog.stdout.close()
 
     def _ask(self, command: str, **args):
-        """One request and its answer; an interrupt waits until the answer is here, so that none is left unread."""
+        """One request and its answer; an interrupt waits until the answer is here."""
         with _no_interrupt(), self._lock:
             self._requests += 1
             request = {"id": self._requests, "do": command, "args": args}
             try:
                 os.write(self._watchdog.stdin.fileno(), json.dumps(request).encode() + b"\n")
                 answer = self._answer()
+                while answer["id"] != self._requests:  # left unread by a request that was broken off
+                    answer = self._answer()
             except (OSError, ValueError) as error:
                 raise LabError(
                     "The lab's watchdog process is gone: run the cell that starts the cluster again."
@@ -158,12 +161,23 @@ class Processes:
 
 @contextlib.contextmanager
 def _no_interrupt():
-    """Hold SIGINT and the deadline's SIGALRM back for a short exchange with the watchdog."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGALRM})
+    """Hold SIGINT and the deadline's SIGALRM back for a short exchange with the watchdog.
+
+    By handlers, which Python runs in the main thread alone; a mask would not do, as the system hands the signal to
+    another thread of the kernel, and Python passes it on to the main one.
+    """
+    held, before = [], {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGALRM):
+            if callable(signal.getsignal(number)):
+                before[number] = signal.signal(number, lambda number, _: held.append(number))
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number in held:
+            signal.raise_signal(number)
 
 
 def sweep() -> list[Path]:
@@ -175,12 +189,17 @@ def sweep() -> list[Path]:
     """
     dead = [folder for folder in base_folder().glob("run-*") if _is_dead(folder)]
     if dead:
+        killed = []
         for process in psutil.process_iter(["cmdline"]):
             command = " ".join(process.info["cmdline"] or [])
-            if any(str(folder) in command for folder in dead):
-                with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            if process.pid != os.getpid() and any(str(folder) in command for folder in dead):
+                with contextlib.suppress(psutil.Error):
                     process.kill()
-                    process.wait(5)
+                    killed.append(process)
+        # Dead is enough: in a container without an init process nobody reaps an orphan.
+        deadline = time.monotonic() + 5
+        while not all(map(_is_over, killed)) and time.monotonic() < deadline:
+            time.sleep(0.01)
     for folder in dead:
         shutil.rmtree(folder, ignore_errors=True)
     return dead
@@ -199,10 +218,21 @@ def _is_dead(folder: Path) -> bool:
         return False
 
 
+def _is_over(process: psutil.Process) -> bool:
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def _without_frames(text: str) -> list[str]:
+    return [line for line in text.splitlines() if not line.startswith(("\tat ", "\t... "))]
+
+
 def tail(log: Path, lines: int = 8) -> str:
-    """The last lines of a log file, indented; for messages about a process that ended by itself."""
+    """The last lines of a log file, indented, without Java's stack frames; for messages about a process that ended."""
     try:
         text = log.read_text(errors="replace")
     except OSError:
         return "  (no log)"
-    return "\n".join("  " + line[:200] for line in text.splitlines()[-lines:]) or "  (its log is empty)"
+    return "\n".join("  " + line[:200] for line in _without_frames(text)[-lines:]) or "  (its log is empty)"

@@ -22,6 +22,7 @@ import sys
 import time
 
 FOLDER = ""
+OWNER = 0
 children: dict[int, subprocess.Popen] = {}
 endings: dict[int, int] = {}  # children that tidy up by themselves when they get this signal, in well under a second
 stopped: set[int] = set()  # children that are paused
@@ -59,12 +60,15 @@ def kill(pid):
 
 
 def terminate(pid, timeout):
-    """SIGTERM, and SIGKILL after `timeout` seconds; answers when the process is dead."""
+    """SIGTERM, and SIGKILL after `timeout` seconds, or when the owner is gone; answers when the process is dead."""
     children[pid].terminate()
-    try:
-        return children[pid].wait(timeout)
-    except subprocess.TimeoutExpired:
-        return kill(pid)
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline and os.getppid() == OWNER:
+        try:
+            return children[pid].wait(0.2)
+        except subprocess.TimeoutExpired:
+            pass
+    return kill(pid)
 
 
 def send_signal(pid, number):
@@ -92,12 +96,12 @@ def remove(path):
 COMMANDS = {f.__name__: f for f in (start, poll, kill, terminate, send_signal, remove)}
 
 
-def serve(owner):
+def serve():
     """Answer commands until stdin closes or the owner is gone."""
     buffered = b""
     while True:
         readable, _, _ = select.select([0], [], [], 0.5)
-        if os.getppid() != owner:  # a fork of the owner may hold the pipe open for longer than the owner lives
+        if os.getppid() != OWNER:  # a fork of the owner may hold the pipe open for longer than the owner lives
             return
         if not readable:
             continue
@@ -156,8 +160,8 @@ def keep_logs(target):
 
 def main():
     """Mark the folder as alive by a locked file, serve, and clean up whatever happens."""
-    global FOLDER
-    FOLDER = os.path.abspath(sys.argv[1])
+    global FOLDER, OWNER
+    FOLDER, OWNER = os.path.abspath(sys.argv[1]), int(sys.argv[2])
     for survived in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         # A handler that does nothing, not SIG_IGN: that would be inherited, and Java would not hear a SIGTERM.
         signal.signal(survived, lambda *_: None)
@@ -167,7 +171,7 @@ def main():
         lock = open(os.path.join(FOLDER, "lock.new"), "w")  # noqa: SIM115 (held until the process ends)
         fcntl.flock(lock, fcntl.LOCK_EX)
         os.rename(lock.name, os.path.join(FOLDER, "lock"))
-        serve(owner=int(sys.argv[2]))
+        serve()
     finally:
         clean_up()
 

@@ -3,7 +3,7 @@
 import time
 
 
-def wait_until(probe, what: str, timeout: float = 10, pause: float = 0.02, retry=()):
+def wait_until(probe, what: str, timeout: float = 10, pause: float = 0.005, retry=()):
     """Call `probe` until it returns something true, and return that.
 
     Args:

@@ -17,8 +17,10 @@ import json
 import os
 import signal
 import sys
+import weakref
 from pathlib import Path
 
+from helpers.errors import LabError
 from helpers.processes import Processes, tail
 from helpers.waiting import wait_until
 
@@ -43,18 +45,25 @@ class Worker:
         *args: its arguments.
         die_at: name of a `point` at which the worker kills itself (SIGKILL), or (name, n): when it gets there the
         n-th time.
-        hold_at: name of a `point` at which the worker waits for `release()`, likewise.
+        hold_at: name of a `point` at which the worker waits for `release()`, likewise; for two minutes at most.
     """
 
     def __init__(self, function, *args, die_at=None, hold_at=None):
         import cloudpickle
 
+        try:
+            job = cloudpickle.dumps((function, args, _times(die_at), _times(hold_at)))
+        except Exception as error:
+            raise LabError(
+                f"The worker cannot be given what its function refers to ({error}): "
+                "hand it names and `cluster.connection`, and make clients inside of it."
+            ) from error
         self._processes = Processes()
+        weakref.finalize(self, self._processes.close)  # a worker that nobody knows any more does not run on
         folder = self._processes.folder
         self._log, self._points, self._go = folder / "output", folder / "points", folder / "go"
         self._points.touch()
-        with open(folder / "job", "wb") as job:
-            cloudpickle.dump((function, args, _times(die_at), _times(hold_at)), job)
+        (folder / "job").write_bytes(job)
         # A worker finds modules where the notebook finds them.
         environment = dict(os.environ, PYTHONPATH=os.pathsep.join(p for p in sys.path if p), PYTHONUNBUFFERED="1")
         self.pid = self._processes.start(
@@ -95,13 +104,15 @@ class Worker:
         wait_until(lambda: self._exit_status() is not None, "the worker to end", timeout)
         return self.state
 
-    def wait_for(self, name: str, timeout: float = 20, times: int = 1) -> None:
-        """Wait until the worker has reached a `point` (for the n-th time).
+    def wait_for(self, where, timeout: float = 20) -> None:
+        """Wait until the worker has reached a `point`, given as for `die_at`: its name, or (name, n).
 
         Raises:
             TimeoutError: not reached at the deadline.
             RuntimeError: the worker ended before; the message carries the end of its output.
         """
+
+        name, times = _times(where)
 
         def reached():
             if self.points.count(name) >= times:
@@ -129,15 +140,22 @@ class Worker:
 
     def pause(self) -> None:
         """SIGSTOP: the worker neither works nor notices that time passes, as in a long garbage collection."""
+        self._check_alive()
         self._processes.pause(self.pid)
 
     def resume(self) -> None:
         """SIGCONT: the paused worker goes on."""
+        self._check_alive()
         self._processes.resume(self.pid)
 
     def release(self) -> None:
         """Let a worker go on that waits at its `hold_at` point."""
-        self._go.touch()
+        if self._exit_status() is None:
+            self._go.touch()
+
+    def _check_alive(self) -> None:
+        if self._exit_status() is not None:
+            raise LabError(f"The worker is not there any more: {self.state}.")
 
     def _exit_status(self) -> int | None:
         if self._status is None and (status := self._processes.exit_status(self.pid)) is not None:

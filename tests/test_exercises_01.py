@@ -4,13 +4,9 @@ import pytest
 
 from exercises.lesson_01 import q1, q2, q3, q4
 from helpers.questions import hold
+from tests.lessons import LESSONS, code_cells, read
 
-SETUP = """
-import json
-from kafka import KafkaConsumer, KafkaProducer, TopicPartition
-from kafka.serializer import JsonSerializer
-from helpers import read_topic, take
-"""
+SETUP = code_cells(read(LESSONS[0]))[0].source  # the cell of imports, the same in all lessons
 
 
 def test_q1(cluster):
@@ -38,7 +34,14 @@ def test_q2(cluster):
         q2,
         {
             send_only: "buffer only",
-            q2.changed("return future.get(timeout=10).offset", "return 0"): "`flush` does not raise",
+            q2.changed("return future.get(timeout=10).offset", "return 0"): "0 and 0",
+            """
+def place_order(producer, topic, order):
+    producer.send(topic, order)
+    producer.flush()
+    place_order.count = getattr(place_order, "count", -1) + 1
+    return place_order.count
+""": "`flush` does not raise",
             q2.changed("return future.get(timeout=10).offset", "future.get(timeout=10)"): "offset",
         },
         cluster,
@@ -64,6 +67,29 @@ def pack_orders(consumer, count, pack):
 """
     wrong = {commit_in_batch: "position", commit_at_end: "commit after each", commit_first: "commit came before"}
     hold(q3, wrong, cluster, SETUP)
+
+
+def test_q3_counts_what_one_crash_repeats(cluster):
+    every_two = """
+def pack_orders(consumer, count, pack):
+    for number in range(1, count + 1):
+        (record,) = take(consumer, 1)
+        pack(record.value)
+        if number % 2 == 0 or number == count:
+            consumer.commit()
+"""
+    assert "[1, 2] are packed twice" in str(q3.try_answer(every_two, cluster, SETUP))
+
+
+def test_q3_takes_an_explicit_offset_as_well(cluster):
+    explicit = """
+def pack_orders(consumer, count, pack):
+    for record in take(consumer, count):
+        pack(record.value)
+        place = TopicPartition(record.topic, record.partition)
+        consumer.commit({place: OffsetAndMetadata(record.offset + 1, "", -1)})
+"""
+    assert q3.try_answer(explicit, cluster, SETUP).state == "right"
 
 
 def test_q4(cluster):
