@@ -214,7 +214,7 @@ def pack_orders(consumer, count, pack):
         "Packing and committing are two steps; between them the packer may die. Which one comes first?",
         "`consumer.commit()` commits the position, behind everything that `take` has given, packed or not.",
         "`take(consumer, 1)` in a loop, and a commit after each; or, after each record of a batch, "
-        "`consumer.commit({TopicPartition(record.topic, record.partition): OffsetAndMetadata(record.offset + 1, '', -1)})`.",
+        "`consumer.commit({TopicPartition(topic, 0): OffsetAndMetadata(record.offset + 1, '', -1)})`.",
     ],
     why="The commit says 'done up to here' to whoever comes next; it has to be true at any moment.",
     deadline=25,

@@ -45,8 +45,9 @@ class Node:
 
 def choose_nodes(count: int) -> list[Node]:
     """Ids 1..count with ports that are free at this moment."""
-    ports = []
-    for port in random.SystemRandom().sample(PORTS, len(PORTS)):
+    ports: list[int] = []
+    dice = random.SystemRandom()  # not the generator that a lesson may have seeded
+    for port in dice.sample(PORTS, min(1000, len(PORTS))):
         with contextlib.suppress(OSError), socket.socket() as probe:
             probe.bind(("127.0.0.1", port))
             ports.append(port)

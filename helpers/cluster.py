@@ -448,6 +448,8 @@ class EmbeddedCluster(Cluster):
             broker.format(store.storage_template())
             broker.start(*jvm_options)
         _running[self._key] = self
+        if store.missing(store.jar_list("kafka_jars.txt")):  # looked at only now, while Java starts
+            raise BrokerDied("A jar in the cache is damaged.")
         self._wait_until_ready(cluster_id, timeout=90)
 
     @property
@@ -468,11 +470,12 @@ class EmbeddedCluster(Cluster):
             KafkaProducer(**self._connection) as producer,
             KafkaConsumer(**self._connection, auto_offset_reset="earliest") as consumer,
         ):
-            self._until("the internal topics", self._has_coordinators, timeout)
+            self._find_coordinators()  # so that the internal topics are made meanwhile
             probe = self.topic("ready-check")
             producer.send(probe, b"ready").get(timeout)
             consumer.assign([TopicPartition(probe, 0)])
             self._until("the first record", lambda: consumer.poll(timeout_ms=500), timeout)
+            self._until("the internal topics", self._has_coordinators, timeout)
         self._delete_topics([probe])
 
     def _until(self, what: str, probe, timeout: float):
@@ -503,11 +506,20 @@ class EmbeddedCluster(Cluster):
                 return _Seen(f"broker {node} sees brokers {sorted(b.node_id for b in seen.brokers)}")
         return True
 
-    def _has_coordinators(self):
-        """True when the coordinators of groups and of transactions answer; asking for them makes the internal
-        topics."""
+    def _find_coordinators(self) -> list[Exception]:
+        """Ask for the coordinators of groups and of transactions, which makes the internal topics; what went wrong."""
+        wrong = []
         for kind in (0, 1):
-            self._admin._manager.run(self._admin._find_coordinator_ids, ["ready-check"], kind)
+            try:
+                self._admin._manager.run(self._admin._find_coordinator_ids, ["ready-check"], kind)
+            except PASSING as error:
+                wrong.append(error)
+        return wrong
+
+    def _has_coordinators(self):
+        """True when both coordinators answer."""
+        if wrong := self._find_coordinators():
+            raise wrong[0]
         try:
             self._admin.list_group_offsets(["ready-check"])
         except kafka_errors.NotCoordinatorError:

@@ -84,8 +84,9 @@ def storage_template() -> Path:
 
 
 def is_ready() -> bool:
-    """True when brokers can start from the cache as it is."""
-    return not missing(jar_list("kafka_jars.txt")) and aot_cache().exists() and storage_template().exists()
+    """True when brokers can start from the cache as it is; the jars' hashes are left to `missing`."""
+    jars = jar_list("kafka_jars.txt")
+    return all(_has_size(jar) for jar in jars) and aot_cache().exists() and storage_template().exists()
 
 
 def repair() -> bool:
@@ -124,7 +125,7 @@ def clean() -> int:
 
 def missing(wanted: list[Jar]) -> list[Jar]:
     """The jars that are not in the cache, or are not whole."""
-    return [jar for jar in wanted if not _is_whole(jars_folder() / jar.path, jar)]
+    return [jar for jar in wanted if not _is_whole(jar)]
 
 
 @functools.cache
@@ -132,12 +133,16 @@ def _hash_was_right(path: Path, sha256: str, mtime_ns: int) -> bool:
     return _sha256(path) == sha256
 
 
-def _is_whole(path: Path, jar: Jar) -> bool:
+def _has_size(jar: Jar) -> bool:
     try:
-        status = path.stat()
+        return (jars_folder() / jar.path).stat().st_size == jar.size
     except OSError:
         return False
-    return status.st_size == jar.size and _hash_was_right(path, jar.sha256, status.st_mtime_ns)
+
+
+def _is_whole(jar: Jar) -> bool:
+    path = jars_folder() / jar.path
+    return _has_size(jar) and _hash_was_right(path, jar.sha256, path.stat().st_mtime_ns)
 
 
 def _sha256(path: Path) -> str:

@@ -377,7 +377,7 @@ def test_read_topic_of_an_empty_and_of_an_unknown_topic(one):
 
 
 def test_a_frame_has_a_row_a_record(one):
-    topic = one.topic("orders")
+    topic = one.topic("orders", config={"retention.ms": -1})  # records of 1970 are kept
     with KafkaProducer(**one.connection) as producer:
         headers = [("source", b"till"), ("raw", b"\xff")]
         producer.send(topic, b"1", key=b"ann", headers=headers, timestamp_ms=0).get(10)
