@@ -1,6 +1,6 @@
-"""`python -m helpers`: the commands of the course (see `helpers.cli`)."""
+"""`python -m helpers`: the commands of the course (see `helpers.commands.cli`)."""
 
-from helpers.cli import main
+from helpers.commands.cli import main
 
 if __name__ == "__main__":
     main()

@@ -104,8 +104,8 @@ def properties(node: Node, nodes: list[Node], data: Path) -> dict[str, str]:
         "controller.quorum.fetch.timeout.ms": "1000",
         "controller.quorum.election.timeout.ms": "500",
         "controller.quorum.election.backoff.max.ms": "300",
-        # a follower's request at its leader is open for a moment only (stock 500): in an accident, one that still is open
-        # brings the follower records that it should not have got
+        # a follower's request at its leader is open for a moment only (stock 500): in an accident, one that still is
+        # open brings the follower records that it should not have got
         "replica.fetch.wait.max.ms": "100",
         # groups: a dead member is noticed as soon as a lesson asks (stock 6000), the first rebalance does not wait
         # (stock 3000)

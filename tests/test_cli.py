@@ -13,8 +13,9 @@ import psutil
 import pytest
 from click.testing import CliRunner
 
-from helpers import cli, doctor, store
+from helpers import store
 from helpers.cluster import Cluster
+from helpers.commands import cli, doctor
 from helpers.errors import LabError
 from helpers.waiting import wait_until
 
@@ -112,7 +113,7 @@ def test_lab_hands_other_options_to_jupyterlab(notebooks, tmp_path, opened):
 
 def test_lab_by_default_uses_the_folder_that_git_ignores():
     (folder,) = (parameter.default for parameter in cli.lab.params if parameter.name == "folder")
-    assert folder == Path(cli.__file__).resolve().parent.parent / "work"
+    assert folder == Path(cli.__file__).resolve().parents[2] / "work"
     assert "work/" in (folder.parent / ".gitignore").read_text().split()
 
 

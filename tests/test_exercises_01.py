@@ -66,7 +66,27 @@ def pack_orders(consumer, count, pack):
     consumer.commit()
 """
     wrong = {commit_in_batch: "position", commit_at_end: "commit after each", commit_first: "commit came before"}
+    this_not_next = """
+def pack_orders(consumer, count, pack):
+    for record in take(consumer, count):
+        pack(record.value)
+        consumer.commit({TopicPartition(record.topic, record.partition): OffsetAndMetadata(record.offset, "", -1)})
+"""
+    wrong[this_not_next] = "to read *next*"
     hold(q3, wrong, cluster, SETUP)
+
+
+def test_q2_may_wrap_the_error(cluster):
+    wrapped = """
+def place_order(producer, topic, order):
+    future = producer.send(topic, order)
+    producer.flush()
+    try:
+        return future.get(timeout=10).offset
+    except KafkaError as error:
+        raise RuntimeError("order not placed") from error
+"""
+    assert q2.try_answer(wrapped, cluster, SETUP).state == "right"
 
 
 def test_q3_counts_what_one_crash_repeats(cluster):
@@ -100,6 +120,14 @@ def test_q4(cluster):
             q4.changed(", key=record.key", ""): "key",
             q4.changed("record.value, key", "repr(record.value).encode(), key"): "as it came",
             q4.changed("except ValueError", "except json.JSONDecodeError"): "UnicodeDecodeError",
+            """
+def sort_out(connection, topic, unreadable):
+    with KafkaProducer(**connection) as producer:
+        bad = [r for r in read_topic(connection, topic) if not r.value.startswith(b"{")]
+        for record in bad:
+            producer.send(unreadable, record.value, key=record.key)
+        return [json.loads(r.value) for r in read_topic(connection, topic) if r not in bad]
+""": "JSONDecodeError",
         },
         cluster,
         SETUP,

@@ -155,11 +155,11 @@ def _somebody_is_watching() -> bool:
 
 
 def _slider(captions: Sequence[str]) -> Any:
-    """A slider over the moments, which reads out their captions; None where widgets are not to be had."""
+    """A slider over the moments, whose captions stand in the picture; None where widgets are not to be had."""
     try:
         from ipywidgets import Layout, SelectionSlider
 
-        options = [(caption, place) for place, caption in enumerate(captions)]
+        options = [(f"{place + 1} of {len(captions)}", place) for place in range(len(captions))]
         return SelectionSlider(
             options=options,
             value=len(options) - 1,

@@ -1,6 +1,6 @@
 """`python -m helpers run`: lessons executed without a screen, judged, and kept as notebooks, HTML and JUnit XML.
 
-Each lesson is executed in a process of its own (`helpers.executor`), so that it can be stopped, several can run at
+Each lesson is executed in a process of its own (`helpers.commands.executor`), so that it can be stopped, several run at
 once, and one that takes its process down fails alone. Everything is written in a temp folder first, so that the folder
 of the lessons may be read-only.
 """
@@ -23,7 +23,7 @@ import psutil
 import yaml
 from tqdm import tqdm
 
-from helpers import executor
+from helpers.commands import executor
 from helpers.errors import LabError
 from helpers.processes import tail
 

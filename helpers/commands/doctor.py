@@ -138,7 +138,7 @@ def check_python(version: tuple[int, int] | None = None) -> Finding:
 
 def check_packages(requirements: Path | None = None) -> Finding:
     """The installed packages against the versions that the course was tested with."""
-    requirements = requirements or Path(__file__).resolve().parent.parent / "requirements.txt"
+    requirements = requirements or Path(__file__).resolve().parents[2] / "requirements.txt"
     if not requirements.exists():
         return Finding("skipped", "not compared: no requirements.txt beside the course")
     pinned, lacking, other = 0, [], []

@@ -9,7 +9,7 @@ import click
 from helpers import store
 from helpers.errors import LabError
 
-NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
+NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 
 
 class _Plain(click.Group):
@@ -76,7 +76,7 @@ def lab(folder: Path, notebooks: Path, jupyter_options: tuple[str, ...]) -> None
     Every other option goes to JupyterLab: --no-browser, --port 9000, --ip 0.0.0.0, ... (all of them: `jupyter lab
     --help`).
     """
-    from helpers.lab import open_lab
+    from helpers.commands.jupyter import open_lab
 
     open_lab(notebooks, folder, list(jupyter_options))
 
@@ -89,7 +89,7 @@ def doctor() -> None:
     the same with PostgreSQL, and with the cluster of COURSE_BOOTSTRAP_SERVERS where that is set. Fetches Kafka if it
     is not in the cache yet. Exit status 1 when something does not work.
     """
-    from helpers.doctor import examine
+    from helpers.commands.doctor import examine
 
     sys.exit(examine())
 
@@ -135,7 +135,7 @@ def run(names, out: Path, processes: int, time_limit: float, pairs, notebooks: P
     Exit status: 0 when all went well, 1 when a lesson did not, 2 when there is no such lesson or parameter, 130 when
     interrupted.
     """
-    from helpers import headless
+    from helpers.commands import headless
 
     try:
         lessons = headless.choose(names, notebooks)
