@@ -419,10 +419,11 @@ class EmbeddedCluster(Cluster):
                     raise
                 mended = True
                 prepare_cache()
-            except TimeoutError as error:
+            except (TimeoutError, kafka_errors.KafkaError) as error:
+                died = self._death(wait=5)
                 logs = "\n".join(tail(broker.log) for broker in self._nodes.values())
                 self._close()
-                raise LabError(
+                raise died or LabError(
                     f"The brokers did not become ready, so they were ended: {error} Give the machine some rest and "
                     f"try again. The last lines of their logs:\n{logs}"
                 ) from error
@@ -432,6 +433,21 @@ class EmbeddedCluster(Cluster):
         raise LabError(
             "Each port that was chosen for a broker was taken a moment later: end some programs and try again."
         )
+
+    def _death(self, wait: float) -> LabError | None:
+        """Why a broker ended by itself, if one does soon: one that cannot write answers with errors before it ends."""
+
+        def ended():
+            for broker in self._nodes.values():
+                try:
+                    broker.check()
+                except LabError as error:
+                    return error
+
+        try:
+            return wait_until(ended, "a broker to end", wait)
+        except TimeoutError:
+            return None
 
     def _start(self, count: int, *jvm_options: str) -> None:
         self._processes = Processes()

@@ -1,4 +1,4 @@
-"""Lessons in JupyterLab, in a real browser: Run All ends well, with all pictures, in the light and in the dark theme."""
+"""Lessons in JupyterLab, in a real browser: Run All ends well, all pictures there, in the light and the dark theme."""
 
 import shutil
 import socket

@@ -6,6 +6,7 @@ from .log import Cell, Lane, Log, Mark, log_view
 from .ownership import Moment, Ownership, OwnershipRecorder, Span
 from .picture import Film, Picture
 from .swimlanes import Message, swimlanes
+from .topology import topology_view
 
 __all__ = [
     "Cell",
@@ -24,4 +25,5 @@ __all__ = [
     "lines",
     "log_view",
     "swimlanes",
+    "topology_view",
 ]
