@@ -7,17 +7,18 @@ from helpers.questions import hold
 from tests.lessons import LESSONS, code_cells, read
 
 (LESSON,) = [path for path in LESSONS if path.name.startswith("03")]
-SETUP = "\n".join(cell.source for cell in code_cells(read(LESSON))[:2])  # the imports, and those of Java's classes
+SETUP = "\n".join(cell.source for cell in code_cells(read(LESSON))[:3])  # the imports, and those of Java's classes
 
 
 def test_q1(cluster):
     hold(
         q1,
         {
-            q1.changed('> 0).to(good', '>= 0).to(good'): "in `good` and in `dead`",
-            q1.changed('    orders.filterNot(lambda key, order: order["pieces"] > 0).to(dead', "    str((dead")
-            .replace("str((dead, Produced.with_(TEXT, JSON))", "str(dead)"): "`filter` alone drops them",
-            q1.changed("orders.filterNot(lambda key, order: order[\"pieces\"] > 0).to(dead", "orders.to(dead"): (
+            q1.changed("> 0).to(good", ">= 0).to(good"): "in `good` and in `dead`",
+            q1.changed('    orders.filterNot(lambda key, order: order["pieces"] > 0).to(dead', "    str((dead").replace(
+                "str((dead, Produced.with_(TEXT, JSON))", "str(dead)"
+            ): "`filter` alone drops them",
+            q1.changed('orders.filterNot(lambda key, order: order["pieces"] > 0).to(dead', "orders.to(dead"): (
                 "`filterNot`"
             ),
             q1.answer.replace('order["pieces"] > 0', 'order["pieces"] >= 0'): "comparison",
