@@ -472,6 +472,9 @@ class EmbeddedCluster(Cluster):
     def _admin(self) -> KafkaAdminClient:
         self._check_running()
         if not self._reachable():
+            for broker in self._nodes.values():
+                if broker.pid is not None:  # it was not killed by the lesson: it says itself why it ended
+                    broker.check()
             raise LabError("No broker of this cluster runs: `cluster.restart(1)` starts broker 1 again.")
         return super()._admin
 
