@@ -1,0 +1,115 @@
+"""The proof bench: its checker sees what is wrong, its controls are caught, and the right programs hold under harm."""
+
+import pytest
+
+from tests.nemesis.__main__ import LEAST, one_run, too_little
+from tests.nemesis.checker import INVARIANTS, check, tried
+from tests.nemesis.controls import CONTROLS
+
+SEEDS = [1, 2, 3, 4, 5]
+RECORDS = 4000  # a seed; 20,000 in all
+
+
+def sent(number, offset=None, at=0.0):
+    place = {"topic": "source", "partition": 0, "value": f"v{number}"}
+    events = [{"t": at, "who": "sender", "what": "sending", **place}]
+    if offset is not None:
+        events.append({"t": at + 0.1, "who": "sender", "what": "acknowledged", **place, "offset": offset})
+    return events
+
+
+def read(value, offset, topic="source", txn=None, incarnation=1, final=True, at=9.0):
+    facts = {"topic": topic, "partition": 0, "offset": offset, "value": value, "final": final}
+    if txn:
+        facts |= {"txn": txn, "role": "mover", "incarnation": incarnation}
+    return [{"t": at, "who": "final reader", "what": "read", **facts}]
+
+
+def mover(what, txn, incarnation=1, at=1.0):
+    return [{"t": at, "who": "mover", "what": what, "txn": txn, "role": "mover", "incarnation": incarnation}]
+
+
+def started(incarnation, at):
+    return [{"t": at, "who": "mover", "what": "started", "role": "mover", "incarnation": incarnation}]
+
+
+def offsets(*values):
+    return [
+        {"t": n, "who": "watcher", "what": "committed offset", "group": "g", "partition": 0, "offset": value}
+        for n, value in enumerate(values)
+    ]
+
+
+PIPELINE = [{"t": 0.0, "who": "nemesis", "what": "pipeline", "source": "source", "target": "target"}]
+GOOD = [*PIPELINE, *sent(1, 0), *sent(2, 1), *read("v1", 0), *read("v2", 1), *offsets(1, 2)]
+GOOD += read("v1", 0, "target", "m.1") + read("v2", 1, "target", "m.1") + mover("begins", "m.1")
+
+
+@pytest.mark.parametrize(
+    ("extra", "broken"),
+    [
+        ([], []),
+        (sent(3), []),  # unknown: it may be there or not
+        (sent(3, 2), ["acknowledged is read"]),
+        ([*sent(3, 2), *read("v4", 2)], ["acknowledged is read", "one value an offset", "output has all input"]),
+        (mover("aborted", "m.2") + read("v9", 2, "target", "m.2"), ["failed is not read"]),
+        (mover("aborted", "m.2") + read("v9", 2, "target", "m.2", final=False), ["failed is not read"]),
+        (read("v5", 1, final=False), ["one value an offset"]),
+        (read("v1", 2) + read("v1", 2, "target", "m.1"), ["idempotent: once, in order"]),
+        (read("v3", 2), ["output has all input"]),
+        (read("v2", 2, "target", "m.1"), ["output has nothing twice"]),
+        (read("v7", 2, "target", "m.1"), ["output has nothing twice"]),
+        (offsets(1, 2, 1), ["committed offsets grow"]),
+        (
+            read("v3", 2) + read("v4", 3) + read("v3", 2, "target", "n.1", 2) + read("v4", 3, "target", "m.1"),
+            ["fenced writes nothing"],
+        ),
+        (
+            started(2, at=5.0) + mover("begins", "m.3", at=6.0) + read("v3", 2) + read("v3", 2, "target", "m.3"),
+            ["fenced writes nothing"],
+        ),
+    ],
+)
+def test_the_checker_names_what_is_broken_and_nothing_else(extra, broken):
+    assert list(check(GOOD + extra)) == broken
+
+
+def test_order_within_a_partition():
+    history = [*sent(1, 1), *sent(2, 0), *read("v2", 0), *read("v1", 1)]
+    assert list(check(history)) == ["idempotent: once, in order"]
+
+
+def test_a_run_in_which_little_was_tried_does_not_count():
+    facts = tried(GOOD)
+    assert facts["records sent"] == 2 and facts["acknowledged"] == 2 and facts["faults"] == 0
+    assert len(too_little(facts)) == len(LEAST)
+
+
+def test_each_invariant_has_a_control_or_a_history_that_breaks_it():
+    by_hand = {"one value an offset", "committed offsets grow"}
+    assert set(CONTROLS.values()) | by_hand == set(INVARIANTS)
+
+
+@pytest.fixture(scope="module")
+def trio():
+    from helpers import Cluster
+
+    with Cluster(brokers=3) as cluster:
+        yield cluster
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("control", CONTROLS, ids=lambda control: control.__name__)
+def test_what_is_wrong_on_purpose_is_caught_by_its_own_invariant(control, trio, tmp_path):
+    (tmp_path / "wrong").mkdir()
+    (tmp_path / "right").mkdir()
+    assert list(check(control(trio, tmp_path / "wrong", True))) == [CONTROLS[control]]
+    assert check(control(trio, tmp_path / "right", False)) == {}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_right_programs_keep_every_promise_under_harm(seed, trio):
+    _, violations, facts = one_run(trio, seed, RECORDS)
+    assert not violations, (violations, facts)
+    assert facts["records sent"] == RECORDS and not too_little(facts), facts
