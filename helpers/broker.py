@@ -117,6 +117,11 @@ def properties(node: Node, nodes: list[Node], data: Path) -> dict[str, str]:
         "log.cleaner.backoff.ms": "100",
         # a transaction that ran into its timeout is aborted at once (stock 10 s)
         "transaction.abort.timed.out.transaction.cleanup.interval.ms": "200",
+        # consumer groups of the new protocol (KIP-848): a member hears of a change with its next heartbeat (stock 5 s),
+        # and each change is worked out at once (stock 1 s)
+        "group.consumer.min.heartbeat.interval.ms": "100",
+        "group.consumer.heartbeat.interval.ms": "200",
+        "group.consumer.assignment.interval.ms": "0",
         # share groups (KIP-932): heartbeats, sessions and record locks of about a second (stock 5 s, 45 s, 30 s)
         "group.share.min.heartbeat.interval.ms": "100",
         "group.share.heartbeat.interval.ms": "200",

@@ -172,12 +172,17 @@ class _Takes(type):
         if not callable(candidate):
             return False
         try:
-            inspect.signature(candidate).bind(*range(cls.count))
-        except TypeError:
-            return False
+            return _binds(candidate, cls.count)
         except ValueError:  # a builtin that does not tell: `dict`, as an initializer
-            pass
-        return True
+            return True
+
+
+def _binds(function, count: int) -> bool:
+    try:
+        inspect.signature(function, follow_wrapped=False).bind(*range(count))
+    except TypeError:
+        return False
+    return True
 
 
 def _register(package: str, **interfaces: tuple[str, int]) -> None:
@@ -208,6 +213,41 @@ _register(
     ValueMapperWithKey=("apply", 2),
 )
 _register("processor", TimestampExtractor=("extract", 2), TopicNameExtractor=("extract", 3))
+
+
+def _plain(function, counts: tuple[int, ...]):
+    """A callable that JPype cannot count the arguments of, or that has defaults, as a plain function of so many.
+
+    Where overloads differ in nothing but that number (a mapper of values, or of keys and values) JPype calls
+    `str.upper` or `lambda value, n=n: …` ambiguous. The smallest of the numbers that the callable takes is meant.
+    """
+    code = getattr(function, "__code__", None)
+    if code and not function.__defaults__ and not code.co_flags & inspect.CO_VARARGS:
+        return function
+    if not callable(function) or isinstance(function, (jpype.JObject, jpype.JClass)):
+        return function
+    try:
+        count = next((count for count in counts if _binds(function, count)), None)
+    except ValueError:
+        count = counts[0]
+    plain = {1: lambda a: function(a), 2: lambda a, b: function(a, b), 3: lambda a, b, c: function(a, b, c)}.get(count)
+    if plain:
+        plain.__name__, plain.__wrapped__ = getattr(function, "__name__", repr(function)), function
+    return plain or function
+
+
+def _plainly(name: str, counts: tuple[int, ...]):
+    def method(self, *args):
+        return getattr(self, "_" + name)(*(_plain(arg, counts) for arg in args))
+
+    return jpype.JOverride(method)
+
+
+_TAKE = {"mapValues": (1, 2), "flatMapValues": (1, 2), "join": (2, 3), "leftJoin": (2, 3), "outerJoin": (2, 3)}
+for _class, _names in (("KStreamImpl", _TAKE), ("KTableImpl", ["mapValues"])):
+    jpype.JImplementationFor(f"org.apache.kafka.streams.kstream.internals.{_class}")(
+        type(f"_{_class}", (), {name: _plainly(name, _TAKE[name]) for name in _names})
+    )
 
 
 # -- errors -----------------------------------------------------------------------------------------------------------

@@ -13,11 +13,14 @@ function travels by
 cloudpickle, with what it refers to in the notebook; hand it names and `cluster.connection`, not live clients.
 """
 
+import contextlib
 import json
 import os
 import signal
 import sys
 import weakref
+from collections import Counter
+from importlib import import_module
 from pathlib import Path
 
 from helpers.errors import LabError
@@ -44,15 +47,23 @@ class Worker:
         function: what to run; its prints go to `output`.
         *args: its arguments.
         die_at: name of a `point` at which the worker kills itself (SIGKILL), or (name, n): when it gets there the
-        n-th time.
+        n-th time; or a list of such places, which makes sense with `restarts`.
         hold_at: name of a `point` at which the worker waits for `release()`, likewise; for two minutes at most.
+        restarts: True starts the function anew whenever its process was killed, as the restart policy of a container
+            does; by a fork of a process that has loaded the modules and made nothing yet, so within milliseconds. The
+            n of `die_at` and `hold_at` counts over all of its lives.
+        environment: environment variables of the process, beside those of the notebook, e.g. {"PYTHONHASHSEED": "1"}.
     """
 
-    def __init__(self, function, *args, die_at=None, hold_at=None):
+    def __init__(
+        self, function, *args, die_at=None, hold_at=None, restarts=False, environment: dict[str, str] | None = None
+    ):
         import cloudpickle
 
+        places = die_at if isinstance(die_at, list) else [die_at]
+        self._restarts = restarts
         try:
-            job = cloudpickle.dumps((function, args, _times(die_at), _times(hold_at)))
+            job = cloudpickle.dumps((function, args, [*map(_times, places)], _times(hold_at), restarts))
         except Exception as error:
             raise LabError(
                 f"The worker cannot be given what its function refers to ({error}): "
@@ -65,9 +76,11 @@ class Worker:
         self._points.touch()
         (folder / "job").write_bytes(job)
         # A worker finds modules where the notebook finds them.
-        environment = dict(os.environ, PYTHONPATH=os.pathsep.join(p for p in sys.path if p), PYTHONUNBUFFERED="1")
+        variables = {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "PYTHONUNBUFFERED": "1"}
         self.pid = self._processes.start(
-            [sys.executable, "-c", "from helpers.workers import main; main()", folder], self._log, env=environment
+            [sys.executable, "-c", "from helpers.workers import main; main()", folder],
+            self._log,
+            env=os.environ | variables | (environment or {}),
         )
         self._status: int | None = None
 
@@ -127,31 +140,44 @@ class Worker:
         wait_until(reached, f'the worker to reach "{name}"', timeout)
 
     def kill(self) -> str:
-        """SIGKILL; returns the `state` when the process is dead. One that has ended by itself stays as it was."""
+        """SIGKILL; returns the `state` when the process is dead. One that has ended by itself stays as it was.
+
+        One that `restarts` is ended for good.
+        """
         if self._exit_status() is None:
+            self._signal_all(signal.SIGKILL)
             self._processes.kill(self.pid)
         return self.wait()
 
     def stop(self, timeout: float = 10) -> str:
         """SIGTERM, which ends Python without clean-up; SIGKILL after `timeout` seconds. Returns the `state`."""
         if self._exit_status() is None:
+            self._signal_all(signal.SIGTERM)
             self._processes.terminate(self.pid, timeout)
         return self.wait()
 
     def pause(self) -> None:
         """SIGSTOP: the worker neither works nor notices that time passes, as in a long garbage collection."""
         self._check_alive()
+        self._signal_all(signal.SIGSTOP)
         self._processes.pause(self.pid)
 
     def resume(self) -> None:
         """SIGCONT: the paused worker goes on."""
         self._check_alive()
         self._processes.resume(self.pid)
+        self._signal_all(signal.SIGCONT)
 
     def release(self) -> None:
         """Let a worker go on that waits at its `hold_at` point."""
         if self._exit_status() is None:
             self._go.touch()
+
+    def _signal_all(self, number: signal.Signals) -> None:
+        """Send a signal to the process that restarts and to the one that works, which are a group of their own."""
+        if self._restarts:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, number)
 
     def _check_alive(self) -> None:
         if self._exit_status() is not None:
@@ -178,16 +204,17 @@ def _times(where) -> tuple | None:
 class _Inside:
     """The worker's own side: counts points, reports them, dies or waits where it was told to."""
 
-    def __init__(self, folder: Path, die_at, hold_at):
+    def __init__(self, folder: Path, die_at: list, hold_at):
         self._points = open(folder / "points", "a", buffering=1)  # noqa: SIM115 (open while the worker lives)
         self._go = folder / "go"
         self._die_at, self._hold_at = die_at, hold_at
-        self._counts: dict[str, int] = {}
+        earlier = (folder / "points").read_text().splitlines()  # of lives before this one
+        self._counts = Counter(json.loads(line)["name"] for line in earlier)
 
     def reached(self, name: str) -> None:
-        self._counts[name] = self._counts.get(name, 0) + 1
+        self._counts[name] += 1
         here = (name, self._counts[name])
-        dies = here == self._die_at
+        dies = here in self._die_at
         self._points.write(json.dumps({"name": name, "dies": dies}) + "\n")
         if dies:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -202,6 +229,19 @@ def main() -> None:
     global _inside
     folder = Path(sys.argv[1])
     with open(folder / "job", "rb") as job:
-        function, args, die_at, hold_at = cloudpickle.load(job)
+        function, args, die_at, hold_at, restarts = cloudpickle.load(job)
+    if restarts:
+        _fork_until_it_ends()
     _inside = _Inside(folder, die_at, hold_at)
     function(*args)
+
+
+def _fork_until_it_ends() -> None:
+    """Return in a child, and in a new one whenever a child was killed; the parent ends as its last child did."""
+    if "sqlalchemy" in sys.modules:
+        import_module("sqlalchemy.dialects.postgresql.psycopg").dialect.import_dbapi()  # or each life would load it
+    while child := os.fork():
+        _, status = os.waitpid(child, 0)
+        ended = os.waitstatus_to_exitcode(status)
+        if ended != -signal.SIGKILL:
+            os._exit(ended % 256)

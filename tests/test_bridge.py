@@ -4,6 +4,8 @@ Java starts once a process, so all tests of this file share it; what must not ha
 tried in processes of their own.
 """
 
+import contextlib
+import functools
 import itertools
 import json
 import os
@@ -71,6 +73,16 @@ def counted(source: str, target: str):
     builder = StreamsBuilder()
     counts = builder.stream(source).groupBy(lambda key, value: value[:5]).count(Materialized.as_("counts"))
     counts.toStream().to(target, Produced.with_(Serdes.String(), Serdes.Long()))
+    return builder.build()
+
+
+def table(source: str):
+    """A table whose store Kafka Streams names as its topic (which it does for joins)."""
+    from org.apache.kafka.streams import StreamsBuilder
+    from org.apache.kafka.streams.kstream import Materialized
+
+    builder = StreamsBuilder()
+    builder.table(source, Materialized.as_(source))
     return builder.build()
 
 
@@ -154,6 +166,59 @@ def test_a_carried_dict_is_a_map_to_java():
 )
 def test_python_functions_are_taken_for_java_lambdas(drive, steps, wanted):
     assert drive(steps, {"n": 2}) == wanted
+
+
+class Louder:
+    def __call__(self, value):
+        return value.upper()
+
+
+def joined(mark, value):
+    return value + mark
+
+
+@pytest.mark.parametrize(
+    "function, wanted",
+    [
+        (str.upper, "TEA"),  # a method descriptor
+        (str, "tea"),
+        (json.dumps, '"tea"'),
+        ("a ".__add__, "a tea"),
+        (Louder(), "TEA"),
+        (functools.partial(joined, "!"), "tea!"),
+        (lambda value, mark="!": value + mark, "tea!"),
+        (lambda *args: f"{len(args)}", "1"),
+        (lambda key, value: f"{key}: {value}", "key: tea"),
+    ],
+)
+def test_callables_of_any_kind_are_mappers(drive, function, wanted):
+    """Also those of which JPype cannot tell whether they take a value, or a key and a value."""
+    assert drive(lambda stream: stream.mapValues(function), "tea") == [("key", wanted)]
+
+
+def test_a_lambda_with_a_default_as_a_joiner():
+    from org.apache.kafka.common.serialization import Serdes
+    from org.apache.kafka.streams import StreamsBuilder, TopologyTestDriver
+    from org.apache.kafka.streams.kstream import Consumed, Joined, Produced
+
+    text, builder = Serdes.String(), StreamsBuilder()
+    consumed, produced, texts = Consumed.with_(text, text), Produced.with_(text, text), Joined.with_(text, text, text)
+    orders, users = builder.stream("orders", consumed), builder.table("users", consumed)
+    orders.join(users, lambda order, city, to=" to ": order + to + city, texts).to("cities", produced)
+    orders.join(users, lambda name, order, city: f"{name}: {order}, {city}", texts).to("names", produced)
+    with contextlib.closing(TopologyTestDriver(builder.build())) as driver:
+        for topic, value in (("users", "Aachen"), ("orders", "order 1")):
+            driver.createInputTopic(topic, text.serializer(), text.serializer()).pipeInput("ann", value)
+        results = {
+            topic: list(driver.createOutputTopic(topic, text.deserializer(), text.deserializer()).readValuesToList())
+            for topic in ("cities", "names")
+        }
+    assert results == {"cities": ["order 1 to Aachen"], "names": ["ann: order 1, Aachen"]}
+
+
+def test_a_lambda_with_a_default_is_named_in_errors(drive):
+    with pytest.raises(TypeError, match="The function in .*mark.* returned None"):
+        drive(lambda stream: stream.mapValues(lambda value, mark="!": None), "tea")
 
 
 def test_state_holds_python_values(drive):
@@ -326,6 +391,22 @@ def test_an_exception_reaches_the_notebook_as_itself(cluster, topics):
     ):
         take(consumer, 5, timeout=2)
     assert caught.traceback[-1].name == "stumble"
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_topology_that_died_has_left_its_group(cluster, topics, threads):
+    """Else the next one would wait for the session of the dead one to end, 45 s."""
+    source, target = topics
+    application = application_id(cluster, "dies")
+    began = time.monotonic()
+    for _ in range(3):
+        with (
+            pytest.raises(ValueError, match="order 3"),
+            Streams(cluster, mapped(source, stumble, target), application, {"num.stream.threads": threads}) as streams,
+        ):
+            streams.wait_until_caught_up()
+        assert cluster._admin.describe_groups([application])[application]["members"] == []
+    assert time.monotonic() - began < 20
 
 
 def test_kafka_streams_handlers_decide_and_dead_letters_carry_the_reason(cluster, topics):
@@ -502,6 +583,8 @@ def test_a_topology_is_pictured_and_told_from_its_description():
         "  aggregate 2 (store counts) → toStream 6",
         "  toStream 6 → topic counts",
     ]
+    tables = topology_view(table("ann.users"), "A table", plain=lambda name: name.removeprefix("ann."))
+    assert tables.body == ["sub-topology 0", "  topic users → table 1", "  table 1 (store users)"]
     other = topology_view(counted("orders", "sums"), "Two sub-topologies")
     assert large.png != other.png
     assert large.text != other.text

@@ -1,6 +1,7 @@
 """What `Cluster`, `take`, `read_topic` and `Worker` promise, each on real brokers."""
 
 import json
+import os
 import re
 import time
 
@@ -408,6 +409,16 @@ def test_a_worker_runs_with_its_arguments(started):
     assert worker.output == '["ann", {"hello": [1, "2"]}]!\n'
 
 
+def test_a_worker_gets_environment_variables_of_its_own(started):
+    def tell():
+        print(os.environ["GREETING"], hash(b"ann"))
+
+    workers = [started(tell, environment={"GREETING": "hello", "PYTHONHASHSEED": seed}) for seed in "121"]
+    assert [worker.wait() for worker in workers] == ["ended"] * 3
+    one, two, again = (worker.output for worker in workers)
+    assert one.startswith("hello ") and one == again != two and "GREETING" not in os.environ
+
+
 def test_a_worker_dies_at_its_point(started):
     first, third = started(counts, 5, die_at="counted"), started(counts, 5, die_at=("counted", 3))
     assert (first.wait(), first.points) == ('killed at "counted"', ["counted"])
@@ -439,6 +450,35 @@ def test_a_worker_is_paused_resumed_and_killed(started):
     assert not psutil.pid_exists(worker.pid)
     with pytest.raises(LabError, match="The worker is not there any more: killed"):
         worker.pause()
+
+
+def test_a_worker_that_restarts_lives_on_behind_each_death(started):
+    def works():
+        point("begun")
+        print("alive", os.getppid())
+        point("done")
+
+    worker = started(works, die_at=["begun", ("begun", 3), "done"], restarts=True)
+    assert worker.wait() == "ended"
+    assert worker.points == ["begun", "begun", "done", "begun", "begun", "done"]
+    assert worker.output == f"alive {worker.pid}\n" * 2
+
+
+def test_a_worker_that_restarts_is_paused_and_killed_for_good(started):
+    def works():
+        print(os.getpid(), flush=True)
+        while True:
+            point("at work")
+            time.sleep(0.01)
+
+    worker = started(works, restarts=True)
+    worker.wait_for(("at work", 3))
+    child = psutil.Process(int(worker.output))
+    worker.pause()
+    assert child.status() == psutil.STATUS_STOPPED
+    worker.resume()
+    assert worker.kill() == "killed"
+    wait_until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, "the child to be dead")
 
 
 def test_a_worker_that_fails_shows_why(started):

@@ -33,12 +33,15 @@ from helpers.pictures import (
     Picture,
     Span,
     bars,
+    batch_sizes,
     capture,
     capture_log,
     lines,
     log_view,
     ownership,
+    stacked,
     swimlanes,
+    table_view,
 )
 
 ORDERS = Log("orders", (
@@ -107,8 +110,15 @@ PICTURES = {
     "lines": lambda: lines({"mail": [(0, 0), (3, 1)], "billing": [(0, 1), (3, 1.5)], "late": [(1, 400), (2, 900)]},
                            "A slow group falls behind", "seconds", "records behind"),
     "many lines": lambda: lines({f"group {n}": [(0, 1), (1, n % 3)] for n in range(20)}, "Many", "s", "records"),
+    "table": lambda: table_view(STATE, "the state", "Who lives where"),
+    "no table": lambda: table_view({}, "the state", "Nobody"),
+    "long table": lambda: table_view({f"user {n}": {f"a field {m}" * 9: "long " * 40 for m in range(9)}
+                                      for n in range(99)}, "the state " * 20, "Many"),
+    "stack": lambda: stacked([log_view(ORDERS, "Log"), table_view(STATE, "the state", "State")], "Log and state"),
     "no lines": lambda: lines({"none": []}, "No lines", "s", "records"),
 }  # fmt: skip
+
+STATE = {"ann": {"home": "house 2", "name": "Ann"}, "bob": {"home": "house 1"}}
 
 
 @pytest.fixture(params=PICTURES, scope="module")
@@ -174,6 +184,30 @@ def test_each_change_shows_in_the_other_views():
     assert all(changed(talks[0], other) for other in talks[1:])
     assert changed(bars({"a": 1}, "Bars", "s", measured=False), bars({"a": 2}, "Bars", "s", measured=False))
     assert changed(bars({"a": 1}, "Bars", "s"), bars({"b": 1}, "Bars", "s"))
+
+
+def test_each_change_of_a_table_shows_alone_and_in_a_stack():
+    moved = STATE | {"bob": {"home": "house 2"}}
+    tables = [table_view(state, "the state", "Table") for state in (STATE, moved, {"ann": STATE["ann"]})]
+    assert all(changed(tables[0], other) for other in tables[1:])
+    stacks = [stacked([log_view(ORDERS, "Log"), each], "Log and state") for each in tables]
+    assert all(changed(stacks[0], other) for other in stacks[1:])
+    assert tables[0].text.splitlines() == [
+        "Table", "the state", "ann: home house 2 | name Ann", "bob: home house 1 | name –",
+    ]  # fmt: skip
+    assert stacks[0].body == [*log_view(ORDERS, "Log").body, *tables[0].body]
+
+
+def test_a_key_has_one_colour_in_a_log_and_in_its_state_and_nothing_moves_in_a_film():
+    def moment(state):
+        return stacked([log_view(ORDERS, "", keys=["ann"]), table_view(state, "state", "", keys=["ann"])], "")
+
+    film = Film("State", [("empty", moment({})), ("all", moment(STATE))])
+    sizes = [picture.sheet.figure.get_size_inches().tolist() for picture in film.pictures]
+    assert sizes[0] == sizes[1]
+    boxes = [c for c in film.pictures[1].sheet.figure.axes[0].get_children() if isinstance(c, FancyBboxPatch)]
+    edges = {matplotlib.colors.to_hex(box.get_edgecolor()) for box in boxes}
+    assert "#0072b2" in edges and "empty" in words_of(film.pictures[0])
 
 
 def test_what_is_drawn_is_what_is_told():
@@ -539,6 +573,22 @@ def test_records_of_transactions_are_told_apart_by_their_markers(cluster, sender
     one.commit_transaction()
 
 
+def test_batches_are_counted_by_partition(cluster):
+    topic = cluster.topic("visits", partitions=2)
+    transactional_id = cluster.transactional_id("visitor")
+    with KafkaProducer(**cluster.connection, linger_ms=10_000, transactional_id=transactional_id) as producer:
+        producer.init_transactions()
+        producer.begin_transaction()
+        for size in (3, 1):
+            for _ in range(size):
+                producer.send(topic, b"visit", partition=0)
+            producer.flush()
+        producer.commit_transaction()
+    assert batch_sizes(cluster, topic) == {0: [3, 1], 1: []}
+    with pytest.raises(ValueError, match="no topic"):
+        batch_sizes(cluster, "nowhere")
+
+
 def test_removed_offsets_are_told_apart_from_markers(cluster, sender):
     topic = cluster.topic("prices", config={"cleanup.policy": "compact,delete"})
     for key, value in [(b"apple", b"1"), (b"pear", b"2"), (b"apple", b"3"), (b"fig", b"4")]:
@@ -564,9 +614,9 @@ def test_a_group_is_watched_from_outside(cluster):
     topic = cluster.topic("orders", partitions=2)
     recorder = OwnershipRecorder(topic, 2)
     group = cluster.group("billing")
-    with recorder.watch(cluster, group):
+    with recorder.watch(cluster, group, names=lambda client: client.split("-")[0]):
         recorder.moment("nobody yet")
-        with KafkaConsumer(topic, **cluster.connection, group_id=group, client_id="ann") as consumer:
+        with KafkaConsumer(topic, **cluster.connection, group_id=group, client_id="ann-thread-1") as consumer:
             recorder.wait_for({"ann": [0, 1]}, meanwhile=lambda: consumer.poll(timeout_ms=100))
             recorder.moment("ann alone")
         recorder.wait_for({})

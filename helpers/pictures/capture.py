@@ -70,22 +70,12 @@ def capture_log(
         TimeoutError: the log could not be read in time; the message says why.
     """
     groups = [groups] if isinstance(groups, str) else list(groups)
-    deadline = time.monotonic() + timeout
-    while True:
-        try:
-            with admin_of(cluster) as admin:
-                partitions = _read(admin, topic)
-                marks = _committed(admin, topic, groups, cluster.plain)
-            break
-        except UnknownTopicOrPartitionError:
-            raise ValueError(f"There is no topic {topic!r} on this cluster.") from None
-        except KafkaError as error:  # a leader moves, or is away
-            if time.monotonic() > deadline:
-                raise TimeoutError(
-                    f"The log of {cluster.plain(topic)} could not be read for {timeout:g} s ({error}): "
-                    "is a broker dead or paused that has it?"
-                ) from error
-            time.sleep(0.1)
+    partitions, marks = _ask_patiently(
+        cluster,
+        topic,
+        lambda admin: (_read(admin, topic), _committed(admin, topic, groups, cluster.plain)),
+        timeout,
+    )
     for name, position in (positions or {}).items():
         for partition, offset in _offsets(position, topic).items():
             marks.setdefault(partition, []).append(Mark(name, offset, "position"))
@@ -99,7 +89,43 @@ def capture_log(
     return Log(cluster.plain(topic), tuple(lanes))
 
 
+def batch_sizes(cluster: Any, topic: str, timeout: float = 15) -> dict[int, list[int]]:
+    """How many records each batch on a topic's log holds, in order, by partition; transaction markers left out.
+
+    Args:
+        cluster: the cluster that has the topic.
+        topic: the topic's real name.
+        timeout: seconds to go on trying while brokers are away.
+
+    Raises:
+        ValueError, TimeoutError: as of `capture_log`.
+    """
+    partitions = _ask_patiently(cluster, topic, lambda admin: _read(admin, topic), timeout)
+    return {
+        number: [len(batch.records) for batch in partition.batches if batch.records and not batch.control]
+        for number, partition in sorted(partitions.items())
+    }
+
+
 # What the brokers have
+
+
+def _ask_patiently(cluster: Any, topic: str, ask: Callable[[KafkaAdminClient], Any], timeout: float) -> Any:
+    """What `ask` gets from the brokers, in as many tries as it takes until the deadline."""
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            with admin_of(cluster) as admin:
+                return ask(admin)
+        except UnknownTopicOrPartitionError:
+            raise ValueError(f"There is no topic {topic!r} on this cluster.") from None
+        except KafkaError as error:  # a leader moves, or is away
+            if time.monotonic() > deadline:
+                raise TimeoutError(
+                    f"The log of {cluster.plain(topic)} could not be read for {timeout:g} s ({error}): "
+                    "is a broker dead or paused that has it?"
+                ) from error
+            time.sleep(0.1)
 
 
 def admin_of(cluster: Any) -> KafkaAdminClient:

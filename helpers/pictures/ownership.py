@@ -135,13 +135,15 @@ class OwnershipRecorder:
                     self._changed.wait(0.05)
 
     @contextmanager
-    def watch(self, cluster: Any, group: str, interval: float = 0.05) -> Iterator[None]:
+    def watch(
+        self, cluster: Any, group: str, interval: float = 0.05, names: Callable[[str], str] = str
+    ) -> Iterator[None]:
         """Record what the group's coordinator says, for members in other processes or other languages.
 
-        Members are named by their `client_id`. While the group rebalances nobody owns anything; a rebalance
-        shorter than `interval` seconds may not be seen. Groups of the new protocol (`group.protocol=consumer`,
-        KIP-848) cannot be described by kafka-python: have their members' listeners call `assigned` and
-        `revoked` instead.
+        Members are named by their `client_id`, or by what `names` makes of it. While the group rebalances nobody
+        owns anything; a rebalance shorter than `interval` seconds may not be seen. Groups of the new protocol
+        (`group.protocol=consumer`, KIP-848) cannot be described by kafka-python: have their members' listeners call
+        `assigned` and `revoked` instead.
         """
         self._cluster = cluster
         stop, seen = threading.Event(), threading.Event()
@@ -151,7 +153,7 @@ class OwnershipRecorder:
             while not stop.is_set():
                 try:
                     admin = admin or admin_of(cluster)
-                    self._change(_owners_in(admin.describe_groups([group])[group], self.topic), None)
+                    self._change(_owners_in(admin.describe_groups([group])[group], self.topic, names), None)
                     seen.set()
                 except Exception:  # a broker is away: look again; a thread's traceback would be a cell's output
                     pass
@@ -232,12 +234,12 @@ class _Listener(ConsumerRebalanceListener):
         self._recorder.revoked(self._member, revoked)
 
 
-def _owners_in(description: Mapping[str, Any], topic: str) -> list[tuple[int, str]]:
+def _owners_in(description: Mapping[str, Any], topic: str, shown: Callable[[str], str] = str) -> list[tuple[int, str]]:
     """Each (partition of the topic, member) in what the admin client says of a group."""
     if description["group_state"] != "Stable":
         return []
     members = sorted(description["members"], key=lambda member: member["member_id"])
-    names = [member["client_id"] for member in members]
+    names = [shown(member["client_id"]) for member in members]
     owners = []
     for place, member in enumerate(members):
         name = names[place]

@@ -68,7 +68,7 @@ def topology_view(topology: Any, title: str, subtitle: str | None = None, plain:
         topology: the Java Topology, or its description.
         title: what to see.
         subtitle: a second line.
-        plain: gives a topic's name as in the lesson, e.g. `cluster.plain`.
+        plain: gives a topic's (or a store's) name as in the lesson, e.g. `cluster.plain`.
     """
     description = topology.describe() if hasattr(topology, "describe") else topology
     parts = [
@@ -98,7 +98,8 @@ def _part(name: str, nodes: Any, plain: Callable[[str], str]) -> Part:
     steps, sinks = [], {}
     for node in nodes:
         if hasattr(node, "stores"):
-            stores = tuple(sorted(_label(str(store)) for store in node.stores()))
+            # the store of a table is named as its topic
+            stores = tuple(sorted(_label(plain(str(store))) for store in node.stores()))
             steps.append(Box(_label(str(node.name())), after(node), stores))
         elif not hasattr(node, "topicSet"):
             topic = _topic(_label(plain(str(node.topic())))) if node.topic() else "topic by record"
