@@ -52,8 +52,7 @@ def place(producer, topic1, topic2, order, mail):
 
 def test_q3(cluster):
     after = q3.changed(
-        "        producer.send_offsets_to_transaction(next_one, membership)\n"
-        "        producer.commit_transaction()",
+        "        producer.send_offsets_to_transaction(next_one, membership)\n        producer.commit_transaction()",
         "        producer.commit_transaction()\n        consumer.commit(next_one)",
     )
     before = q3.changed(

@@ -7,6 +7,7 @@ from pathlib import Path
 from kafka import KafkaConsumer, KafkaProducer, OffsetAndMetadata, TopicPartition
 from kafka.errors import KafkaError
 
+from helpers import wait_until
 from tests.nemesis.history import Notebook
 
 WORK = 0.1  # seconds that a transaction is open at least: work is not for nothing, and a fault has to have its chance
@@ -90,7 +91,7 @@ def read(connection, folder, topics: dict[str, int], final: bool, who="reader", 
     partitions = [TopicPartition(topic, number) for topic, count in topics.items() for number in range(count)]
     consumer.assign(partitions)
     consumer.seek_to_beginning()
-    ends = consumer.end_offsets(partitions) if final else {}
+    ends = _settled_ends(connection, consumer, partitions) if final else {}
     while not final or any(consumer.position(tp) < end for tp, end in ends.items()):
         for tp, batch in consumer.poll(timeout_ms=200).items():
             for record in batch:
@@ -100,3 +101,10 @@ def read(connection, folder, topics: dict[str, int], final: bool, who="reader", 
                 place = {"topic": tp.topic, "partition": tp.partition, "offset": record.offset}
                 notes.note("read", **place, value=record.value.decode(), final=final, **facts)
     consumer.close()
+
+
+def _settled_ends(connection, consumer, partitions) -> dict:
+    """The ends for this consumer once no transaction is open: a marker may come after `commit_transaction` returns."""
+    with KafkaConsumer(**connection) as plain, contextlib.suppress(TimeoutError):
+        wait_until(lambda: plain.end_offsets(partitions) == consumer.end_offsets(partitions), "the last markers", 20)
+    return consumer.end_offsets(partitions)
