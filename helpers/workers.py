@@ -14,6 +14,7 @@ cloudpickle, with what it refers to in the notebook; hand it names and `cluster.
 """
 
 import contextlib
+import gc
 import json
 import os
 import signal
@@ -240,6 +241,7 @@ def _fork_until_it_ends() -> None:
     """Return in a child, and in a new one whenever a child was killed; the parent ends as its last child did."""
     if "sqlalchemy" in sys.modules:
         import_module("sqlalchemy.dialects.postgresql.psycopg").dialect.import_dbapi()  # or each life would load it
+    gc.freeze()  # what is here already is not looked at again, so a child need not copy it
     while child := os.fork():
         _, status = os.waitpid(child, 0)
         ended = os.waitstatus_to_exitcode(status)

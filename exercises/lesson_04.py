@@ -18,12 +18,12 @@ DAY = 86_400_000
 # -- q1: the key
 
 
-def _judge_update_user(lab, update_user):
+def _judge_send_user_updated(lab, send_user_updated):
     topic = lab.topic(partitions=3)
     producer = lab.producer(value_serializer=JsonSerializer())
     for house in range(1, 5):
         for user in USERS:
-            lab.call(update_user, producer, topic, user, {"home": f"house {house}"})
+            lab.call(send_user_updated, producer, topic, user, {"home": f"house {house}"})
     producer.flush()
     records = lab.records(topic)
     picture = log_view(capture_log(lab.cluster, topic, label=_told), "What your function has sent")
@@ -64,18 +64,18 @@ def _told(record) -> str:
     return f"{event['user_id']} → {event['data']['home']}"
 
 
-_UPDATE_USER = '''
-def update_user(producer, topic, user_id, data):
+_SEND_USER_UPDATED = '''
+def send_user_updated(producer, topic, user_id, data):
     """Send the event that a user was updated; a user's events stay in order."""
     producer.send(topic, {"type": "USER_UPDATED", "user_id": user_id, "data": data})
 '''
 
 q1 = Question(
     "q1",
-    wants=("update_user",),
-    starter=_UPDATE_USER,
-    solution=_UPDATE_USER.replace('"data": data})', '"data": data}, key=user_id.encode())'),
-    judge=_judge_update_user,
+    wants=("send_user_updated",),
+    starter=_SEND_USER_UPDATED,
+    solution=_SEND_USER_UPDATED.replace('"data": data})', '"data": data}, key=user_id.encode())'),
+    judge=_judge_send_user_updated,
     hints=[
         "Kafka keeps the order within a partition. What decides to which partition a record goes?",
         "`send` takes a `key`, as bytes: `user_id.encode()`.",
@@ -149,7 +149,7 @@ def users_at(connection, topic, moment):
 # -- q3: from a snapshot
 
 
-def _judge_restore(lab, restore):
+def _judge_spent_from(lab, spent_from):
     topic = lab.topic()
     producer = lab.producer(value_serializer=JsonSerializer())
     spent = [("ann", 1), ("bob", 2), ("ann", 4), ("bob", 8), ("ann", 16), ("eve", 32), ("bob", 64)]
@@ -165,7 +165,7 @@ def _judge_restore(lab, restore):
         )
         users = _sums(spent[:following])
         snapshot = {"users": dict(users), "next": following}
-        found = lab.call(restore, lab.cluster.connection, topic, snapshot, gives=dict)
+        found = lab.call(spent_from, lab.cluster.connection, topic, snapshot, gives=dict)
         wanted = _sums(spent)
         if dict(found) != wanted:
             twice = _sums([*spent, spent[following - 1]])
@@ -192,9 +192,9 @@ def _sums(spent) -> dict:
 
 q3 = Question(
     "q3",
-    wants=("restore",),
+    wants=("spent_from",),
     starter='''
-def restore(connection, topic, snapshot):
+def spent_from(connection, topic, snapshot):
     """How much each user has spent: {user_id: sum}, from a snapshot {"users": {...}, "next": offset} and the topic."""
     users = {}
     for record in read_topic(connection, topic, value_deserializer=JsonSerializer()):
@@ -203,7 +203,7 @@ def restore(connection, topic, snapshot):
     return users
 ''',
     solution='''
-def restore(connection, topic, snapshot):
+def spent_from(connection, topic, snapshot):
     """How much each user has spent: {user_id: sum}, from a snapshot {"users": {...}, "next": offset} and the topic."""
     users = dict(snapshot["users"])
     for record in read_topic(connection, topic, value_deserializer=JsonSerializer()):
@@ -212,7 +212,7 @@ def restore(connection, topic, snapshot):
             users[event["user_id"]] = users.get(event["user_id"], 0) + event["spent"]
     return users
 ''',
-    judge=_judge_restore,
+    judge=_judge_spent_from,
     hints=[
         "What does the state begin with, if not with nothing?",
         "A record that is in the snapshot must not be added again: compare `record.offset` with `next`.",
@@ -225,19 +225,32 @@ def restore(connection, topic, snapshot):
 # -- q4: the expected version
 
 
-def _judge_handle(lab, handle):
+def _judge_append_if(lab, append_if):
     topic = lab.topic()
-    producer = lab.producer(value_serializer=JsonSerializer(), linger_ms=1000)
+    producer = lab.producer(value_serializer=JsonSerializer(), linger_ms=300)
+    futures, send = [], producer.send
+
+    def watched(*arguments, **keywords):
+        futures.append(send(*arguments, **keywords))
+        return futures[-1]
+
+    producer.send = watched
 
     def attempt(user, expected, wanted, said, cause):
         before = len(lab.records(topic))
         event = {"type": "USER_UPDATED", "user_id": user, "data": {"home": f"house {before}"}}
-        answer = lab.call(handle, producer, lab.cluster.connection, topic, event, expected)
+        answer = lab.call(append_if, producer, lab.cluster.connection, topic, event, expected)
+        too_early = not all(future.is_done for future in futures)
+        producer.flush()
         written = len(lab.records(topic)) - before
+        if too_early:
+            raise Wrong(
+                f"{said}: your function returned {answer!r} while its event was on the way",
+                "True once the event is acknowledged",
+                "It was not acknowledged when your function returned: wait for the future.",
+            )
         if answer is None or bool(answer) != wanted or written != wanted:
-            if wanted and answer and not written:
-                cause = "It was not acknowledged when your function returned: wait for the future."
-            elif not wanted and not answer and written:
+            if not wanted and not answer and written:
                 cause = "Your function refused, and had written before: check first."
             told = "nothing was written" if not written else f"{written} written"
             picture = log_view(capture_log(lab.cluster, topic, label=_told), "What is on the log")
@@ -265,15 +278,15 @@ def _judge_handle(lab, handle):
 
 q4 = Question(
     "q4",
-    wants=("handle",),
+    wants=("append_if",),
     starter='''
-def handle(producer, connection, topic, event, expected):
+def append_if(producer, connection, topic, event, expected):
     """Append the event if its user has had `expected` events so far; return whether it was appended."""
     producer.send(topic, event, key=event["user_id"].encode()).get(timeout=10)
     return True
 ''',
     solution='''
-def handle(producer, connection, topic, event, expected):
+def append_if(producer, connection, topic, event, expected):
     """Append the event if its user has had `expected` events so far; return whether it was appended."""
     key = event["user_id"].encode()
     version = sum(record.key == key for record in read_topic(connection, topic))
@@ -282,7 +295,7 @@ def handle(producer, connection, topic, event, expected):
     producer.send(topic, event, key=key).get(timeout=10)
     return True
 ''',
-    judge=_judge_handle,
+    judge=_judge_append_if,
     hints=[
         "How many events has the user had? `read_topic(connection, topic)` gives all records of the topic.",
         "The key of each record is the user's id, as bytes: count those of this user.",

@@ -46,7 +46,7 @@ def test_q3(cluster):
             q3.changed(">=", ">"): "was skipped",
             q3.changed('if record.offset >= snapshot["next"]', "if True"): "counted twice",
             q3.changed('dict(snapshot["users"])', "{}"): "sums are missing",
-            'def restore(connection, topic, snapshot):\n    return snapshot["users"]': "the snapshot itself",
+            'def spent_from(connection, topic, snapshot):\n    return snapshot["users"]': "the snapshot itself",
         },
         cluster,
         SETUP,
@@ -63,7 +63,7 @@ def test_q4(cluster):
             q4.changed(".get(timeout=10)", ""): "not acknowledged",
             q4.changed("producer.send(topic, event, key=key)", "producer.send(topic, event)"): "",
             """
-def handle(producer, connection, topic, event, expected):
+def append_if(producer, connection, topic, event, expected):
     producer.send(topic, event, key=event["user_id"].encode()).get(timeout=10)
     own = [record for record in read_topic(connection, topic) if record.key == event["user_id"].encode()]
     return len(own) == expected + 1
