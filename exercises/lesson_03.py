@@ -192,7 +192,7 @@ def _judge_add_city(lab, add_city):
     topology = _topology(lab, add_city, orders, users, target)
     application = application_id(lab.cluster, "q3")
     try:
-        with Streams(lab.cluster, topology, application, {"max.task.idle.ms": 500}) as streams:
+        with Streams(lab.cluster, topology, application) as streams:
             streams.wait_until_caught_up(timeout=15)
     except LabError as error:
         raise Wrong(
