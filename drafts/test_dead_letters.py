@@ -1,0 +1,417 @@
+"""Lesson 07's own processor and redriver, killed at every point and in random histories: nothing lost, nothing twice.
+
+Tested are the functions of the lesson's set-up cells, not a copy. A crash is the SIGKILL of a process in the middle of
+them: each run that is to die gets a process of its own, forked from a clean one without threads or clients. The
+textbook's versions go through the same tests, and fail.
+"""
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+import types
+
+import cloudpickle
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
+from kafka import KafkaConsumer, KafkaProducer, OffsetAndMetadata, TopicPartition
+from sqlalchemy import create_engine, text
+
+from helpers import workers
+from tests.lessons import LESSONS, code_cells, read, tags
+
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["tests.test_dead_letters"])
+
+KINDS = ["tea", "matcha", "fax", "no goods"]
+CAUSES = {"matcha": "UnknownGoods", "fax": "UnicodeDecodeError", "no goods": "KeyError"}
+
+
+# -- processes that die
+
+
+class Death:
+    """Counts the points that a process comes to, as a worker of `helpers` does, and dies at one of them."""
+
+    def __init__(self, where):
+        self.where, self.counts = where, {}
+
+    def reached(self, name: str) -> None:
+        self.counts[name] = self.counts.get(name, 0) + 1
+        if (name, self.counts[name]) == self.where:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def child(job: bytes, die_at) -> None:
+    workers._inside = Death(die_at)
+    function, arguments = cloudpickle.loads(job)
+    function(*arguments)
+    os._exit(0)  # no clean-up here either
+
+
+def run_in_child(die_at, function, *arguments) -> bool:
+    """Run it in a process of its own; whether it died at `die_at`."""
+    process = FORKS.Process(target=child, args=(cloudpickle.dumps((function, arguments)), die_at))
+    process.start()
+    process.join(30)
+    status = process.exitcode
+    if status is None:
+        process.kill()
+    assert status in (0, -signal.SIGKILL), f"the process ended with {status}"
+    return status != 0
+
+
+# -- the shop
+
+
+class Shop:
+    """The lesson's topics and warehouse, its functions, and an account of where each order is."""
+
+    def __init__(self, lesson: dict):
+        self.lesson, self.cluster, self.connection = lesson, lesson["cluster"], lesson["cluster"].connection
+        self.url, self.engine = lesson["url"], lesson["engine"]
+        self.topic, self.queue, self.group = lesson["begin_anew"](partitions=1)
+        self.retry, self.redrivers = self.cluster.topic("my-topic-retry"), self.cluster.group("redrive")
+        self.id = self.cluster.transactional_id("redriver")
+        self.sender = KafkaProducer(**self.connection)
+        # No member of the group: it takes the partitions itself, and need not wait for one that was killed.
+        self.packer, self.redriver, self.reader = (self._consumer(name) for name in (self.group, self.redrivers, None))
+        self.next = 1
+        self.begin()
+
+    def _consumer(self, group):
+        return KafkaConsumer(
+            **self.connection, group_id=group, enable_auto_commit=False, isolation_level="read_committed",
+            auto_offset_reset="earliest", fetch_max_wait_ms=20,
+        )  # fmt: skip
+
+    def begin(self, work="pack_once", process="mended", redrive="redrive"):
+        """A new history: what earlier ones have left is passed over."""
+        self.work, self.process, self.redrive_name, self.orders = work, process, redrive, {}
+        places = [TopicPartition(name, 0) for name in (self.topic, self.retry, self.queue)]
+        ends = self.reader.end_offsets(places)
+        behind = {place: OffsetAndMetadata(end, "", -1) for place, end in ends.items()}
+        self.begin_of_retries = ends[places[1]]
+        self.packer.assign(places[:2])
+        self.packer.commit({place: behind[place] for place in places[:2]})
+        self.redriver.assign(places[2:])
+        self.redriver.commit({places[2]: behind[places[2]]})
+        with self.engine.begin() as connection:
+            connection.execute(text("DELETE FROM stock WHERE goods = 'matcha'"))
+            connection.execute(text("TRUNCATE parcels, packed"))
+
+    def close(self):
+        for client in (self.packer, self.redriver, self.reader, self.sender):
+            client.close()
+
+    # -- what happens in it
+
+    def place(self, kind: str) -> None:
+        number, self.next = self.next, self.next + 1
+        self.orders[number] = kind
+        value = {
+            "fax": f"order {number}, by fax: 1 thé".encode("latin-1"),
+            "no goods": json.dumps({"order": number}).encode(),
+        }.get(kind, json.dumps({"order": number, "goods": kind}).encode())
+        self.sender.send(self.topic, value, key=b"ann", headers=[("sent-by", b"test")]).get(timeout=10)
+
+    def build_shelf(self) -> None:
+        with self.engine.begin() as connection:
+            connection.execute(text("INSERT INTO stock VALUES ('matcha', 10000) ON CONFLICT DO NOTHING"))
+
+    def pack_orders(self, die_at=None) -> bool:
+        """The processor works off all that waits, or dies; whether it died."""
+        run = mended if self.process == "mended" else textbook
+        names = {name: self.lesson[name] for name in ("work_safely", "attempt", self.work)}
+        names["process_message"] = self._process_message()
+        topics = self.topic, self.retry
+        if die_at:
+            job = names, self.work, self.connection, self.url, topics, self.queue, self.group
+            return run_in_child(die_at, in_its_own_process, run, *job)
+        for place in self.packer.assignment():  # the clients that are there; a process takes its time to make some
+            self.packer.seek(place, self.packer.committed(place) or 0)
+        run(names, self.work, self.engine, self.packer, self.sender, self.queue, topics)
+        return False
+
+    def _process_message(self):
+        """The textbook's function without the notebook's clients, which it finds among its globals."""
+        given = {name: self.lesson[name] for name in ("pack", "datetime")}
+        return types.FunctionType(self.lesson["process_message"].__code__, given)
+
+    def redrive(self, exceptions, die_at=None) -> bool:
+        """A redriver brings back what failed for these reasons, or dies; whether it died."""
+        arguments = [
+            self.connection,
+            self.queue,
+            self.retry,
+            self.redrivers,
+            lambda story: story.get("exception") in exceptions,
+        ]
+        if self.redrive_name == "redrive":
+            arguments.append(self.id)
+        if not die_at:
+            self.lesson[self.redrive_name](*arguments)
+            return False
+        died = run_in_child(die_at, self.lesson[self.redrive_name], *arguments)
+        if died:
+            self._end_transaction()
+        return died
+
+    def _end_transaction(self) -> None:
+        with KafkaProducer(**self.connection, transactional_id=self.id) as producer:
+            producer.init_transactions()
+
+    # -- where the orders are
+
+    def _read(self, place, begin: int, end: int | None = None) -> list:
+        self.reader.assign([place])
+        end = self.reader.end_offsets([place])[place] if end is None else end
+        self.reader.seek(place, begin)
+        records, deadline = [], time.monotonic() + 20
+        while self.reader.position(place) < end and time.monotonic() < deadline:
+            records += self.reader.poll(timeout_ms=500).get(place, [])
+        return [record for record in records if record.offset < end]
+
+    def numbers(self, records) -> list[int]:
+        return [self.lesson["number"](record) for record in records]
+
+    def waiting(self) -> list[int]:
+        """The orders in the queue."""
+        place = TopicPartition(self.queue, 0)
+        return self.numbers(self._read(place, self.redriver.committed(place) or 0))
+
+    def on_retry_topic(self) -> list[int]:
+        """The orders that have come back in this history, read or not."""
+        return self.numbers(self._read(TopicPartition(self.retry, 0), self.begin_of_retries))
+
+    def ahead(self) -> list[int]:
+        """The orders that the group has still to read."""
+        places = [TopicPartition(self.topic, 0), TopicPartition(self.retry, 0)]
+        return [n for p in places for n in self.numbers(self._read(p, self.packer.committed(p) or 0))]
+
+    def check(self) -> None:
+        """Nothing lost, nothing packed twice, nothing packed that cannot be."""
+        sent, known = self.lesson["parcels"](), {*self.waiting(), *self.ahead()}
+        assert sorted(set(sent)) == sorted(sent), f"packed twice: {sorted({n for n in sent if sent.count(n) > 1})}"
+        lost = set(self.orders) - known - set(sent)
+        assert not lost, f"lost: {[(n, self.orders[n]) for n in sorted(lost)]}"
+        assert {self.orders[n] for n in sent} <= {"tea", "matcha"}
+
+    def finish(self) -> None:
+        """Matcha gets its shelf, and all that can be packed is packed: once, and with nothing ahead."""
+        self.build_shelf()
+        self.pack_orders()
+        if (
+            self.process == "mended" and "matcha" in self.orders.values()
+        ):  # the textbook's dead letters do not tell why they are there
+            self.redrive([CAUSES["matcha"]])
+            self.pack_orders()
+        self.check()
+        assert not self.ahead()
+        wanted = ("tea", "matcha") if self.process == "mended" else ("tea",)
+        assert {n for n, kind in self.orders.items() if kind in wanted} <= set(self.lesson["parcels"]())
+
+
+def in_its_own_process(run, names, work, connection, url, topics, queue, group):
+    """Make the clients, and run the loop as `warehouse` does.
+
+    The producer lingers a little, as one does for throughput; for the textbook long enough that it is certain what a
+    crash finds in its buffer (the mended version waits for each acknowledgement, so it makes no difference there).
+    """
+    consumer = KafkaConsumer(
+        **connection, group_id=group, enable_auto_commit=False, isolation_level="read_committed",
+        auto_offset_reset="earliest",
+    )  # fmt: skip
+    consumer.assign([TopicPartition(topic, 0) for topic in topics])
+    run(
+        names,
+        work,
+        create_engine(url),
+        consumer,
+        KafkaProducer(**connection, linger_ms=2000 if run is textbook else 20),
+        queue,
+        topics,
+    )
+
+
+def mended(names, work, engine, consumer, producer, queue, topics):
+    """The lesson's loop."""
+    do_it = names[work]
+    names["work_safely"](
+        consumer, producer, queue, lambda r: names["attempt"](r, lambda order: do_it(engine, order)), topics
+    )
+
+
+class Json:
+    """A producer as the textbook's function has it, with JSON as its serializer."""
+
+    def __init__(self, producer):
+        self.producer = producer
+
+    def send(self, topic, value):
+        return self.producer.send(topic, json.dumps(value).encode())
+
+
+def textbook(names, work, engine, consumer, producer, queue, topics):
+    """The lesson's first version, in the same loop, which commits after each record."""
+    process_message = names["process_message"]
+    process_message.__globals__.update(engine=engine, dead_letters=queue, producer=Json(producer))
+
+    def try_it(message):
+        try:
+            value = json.loads(message.value)
+        except ValueError:
+            value = message.value.decode(errors="replace")
+        process_message(message._replace(value=value))
+
+    names["work_safely"](consumer, producer, queue, try_it, topics)
+    producer.flush()
+
+
+@pytest.fixture(scope="module")
+def shop():
+    names = {"__name__": "lesson_07"}
+    (path,) = [path for path in LESSONS if path.name.startswith("07")]
+    for cell in code_cells(read(path)):
+        if "setup" in tags(cell):
+            exec(compile(cell.source, f"<{path.name}>", "exec"), names)
+    shop = Shop(names)
+    yield shop
+    shop.close()
+    names["engine"].dispose()
+    names["producer"].close()
+    names["database"].stop()
+    names["cluster"].stop()
+
+
+# -- killed at each point, one after the other
+
+ORDERS = ["tea", "fax", "matcha", "tea"]
+DEATHS_OF_THE_PROCESSOR = [
+    *(("tried", n) for n in range(1, 5)),
+    *(("dead letter acknowledged", n) for n in range(1, 3)),
+    *(("committed", n) for n in range(1, 5)),
+]
+DEATHS_OF_THE_REDRIVER = [*(("passed on", n) for n in range(1, 4)), ("offsets sent", 1), ("committed", 1)]
+
+
+@pytest.mark.parametrize("die_at", DEATHS_OF_THE_PROCESSOR, ids=str)
+def test_a_killed_processor_loses_nothing_and_packs_nothing_twice(shop, die_at):
+    shop.begin()
+    for kind in ORDERS:
+        shop.place(kind)
+    assert shop.pack_orders(die_at)
+    shop.check()
+    shop.finish()
+
+
+@pytest.mark.parametrize("die_at", DEATHS_OF_THE_REDRIVER, ids=str)
+def test_a_killed_redriver_brings_each_record_back_once(shop, die_at):
+    shop.begin()
+    for kind in ["matcha", "fax", "matcha"]:
+        shop.place(kind)
+    shop.pack_orders()
+    waiting = shop.waiting()
+    assert shop.redrive([CAUSES["matcha"]], die_at)
+    done = die_at[0] == "committed"
+    assert (shop.on_retry_topic(), shop.waiting()) == ((waiting[::2], waiting[1:2]) if done else ([], waiting))
+    shop.finish()
+    assert shop.on_retry_topic() == waiting[::2]
+
+
+def test_the_textbooks_processor_loses_what_a_crash_finds_in_its_buffer(shop):
+    shop.begin(process="textbook")
+    for kind in ORDERS:
+        shop.place(kind)
+    assert shop.pack_orders(("committed", 2))
+    with pytest.raises(AssertionError, match=r"lost: \[\(\d+, 'fax'\)\]"):
+        shop.check()
+
+
+# -- random histories
+
+POINTS = ["tried", "dead letter acknowledged", "committed"]
+REDRIVER_POINTS = ["passed on", "offsets sent", "committed"]
+
+
+def deaths(points):
+    """Where to die, e.g. the second time at a point; None: not at all."""
+    return st.one_of(st.none(), *[st.tuples(st.just(name), st.integers(1, 3)) for name in points])
+
+
+def history(shop, **versions):
+    """A state machine of random histories of a shop with these versions of its functions."""
+
+    class History(RuleBasedStateMachine):
+        @initialize()
+        def begin(self):
+            shop.begin(**versions)
+
+        @rule(kinds=st.lists(st.sampled_from(KINDS), min_size=2, max_size=4), die_at=deaths(POINTS))
+        def place_and_pack(self, kinds, die_at):
+            for kind in kinds:
+                shop.place(kind)
+            shop.pack_orders(die_at)
+            shop.check()
+
+        @rule(causes=st.sets(st.sampled_from(sorted(CAUSES)), min_size=1), die_at=deaths(REDRIVER_POINTS))
+        def redrive(self, causes, die_at):
+            back, waiting = shop.on_retry_topic(), shop.waiting()
+            chosen = [n for n in waiting if shop.orders[n] in causes]
+            shop.redrive([CAUSES[kind] for kind in causes], die_at)
+            after = shop.on_retry_topic(), sorted(shop.waiting())
+            rest = sorted(n for n in waiting if n not in chosen)
+            assert after in [(back, sorted(waiting)), (back + chosen, rest)], "half a redrive"
+            shop.check()
+
+        @rule(die_at=deaths(POINTS))
+        def pack_what_came_back(self, die_at):
+            shop.pack_orders(die_at)
+            shop.check()
+
+        @rule()
+        def build_shelf(self):
+            shop.build_shelf()
+
+        def teardown(self):
+            if shop.orders:
+                shop.finish()
+
+    return History
+
+
+def run_histories(shop, examples, **versions):
+    run_state_machine_as_test(
+        history(shop, **versions),
+        settings=settings(
+            max_examples=examples,
+            stateful_step_count=5,
+            deadline=None,
+            derandomize=True,
+            database=None,
+            report_multiple_bugs=False,
+            phases=[Phase.generate],  # no shrinking: each try is a run on a real broker
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+
+
+def test_random_histories_lose_nothing_and_double_nothing(shop):
+    run_histories(shop, 50)
+
+
+@pytest.mark.parametrize(
+    "versions, damage",
+    [
+        ({"process": "textbook"}, "lost"),
+        ({"work": "pack"}, "packed twice"),
+        ({"redrive": "redrive_plainly"}, "half a redrive"),
+    ],
+    ids=["the textbook's processor", "work that is not repeatable", "the plain redriver"],
+)
+def test_the_same_histories_find_the_fault_of(shop, versions, damage):
+    with pytest.raises(AssertionError, match=damage):
+        run_histories(shop, 50, **versions)
