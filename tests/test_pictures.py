@@ -32,6 +32,7 @@ from helpers.pictures import (
     OwnershipRecorder,
     Picture,
     Span,
+    Step,
     bars,
     batch_sizes,
     capture,
@@ -42,6 +43,7 @@ from helpers.pictures import (
     stacked,
     swimlanes,
     table_view,
+    timeline,
 )
 
 ORDERS = Log("orders", (
@@ -116,7 +118,18 @@ PICTURES = {
                                       for n in range(99)}, "the state " * 20, "Many"),
     "stack": lambda: stacked([log_view(ORDERS, "Log"), table_view(STATE, "the state", "State")], "Log and state"),
     "no lines": lambda: lines({"none": []}, "No lines", "s", "records"),
+    "timeline": lambda: timeline(STEPS, "Order 2 is tried twice", "three orders", ["order 2"]),
+    "crowded timeline": lambda: timeline(
+        [Step(n / 1000, f"order {n % 40} " * 9, f"step {n}", "failure" if n % 3 else "forward") for n in range(400)],
+        "Crowded"),
+    "one moment": lambda: timeline([Step(0, "order", "placed")], "One"),
+    "no timeline": lambda: timeline([], "Nothing happened"),
 }  # fmt: skip
+
+STEPS = (
+    Step(0, "order 1", "placed"), Step(0, "order 2", "placed"), Step(0.1, "order 1", "packed"),
+    Step(0.2, "order 2", "failed", "failure"), Step(0.9, "order 2", "packed"),
+)  # fmt: skip
 
 STATE = {"ann": {"home": "house 2", "name": "Ann"}, "bob": {"home": "house 1"}}
 
@@ -196,6 +209,17 @@ def test_each_change_of_a_table_shows_alone_and_in_a_stack():
         "Table", "the state", "ann: home house 2 | name Ann", "bob: home house 1 | name –",
     ]  # fmt: skip
     assert stacks[0].body == [*log_view(ORDERS, "Log").body, *tables[0].body]
+
+
+def test_each_step_of_a_timeline_shows_and_the_text_holds_no_times():
+    views = [timeline((*STEPS[:3], replace(STEPS[3], **change), STEPS[4]), "Timeline")
+             for change in ({}, {"label": "other"}, {"kind": "forward"}, {"lane": "order 3"})]  # fmt: skip
+    assert all(changed(views[0], other) for other in views[1:])
+    later = timeline([replace(step, time=2 * step.time + 1) for step in STEPS], "Timeline")
+    told = ["Timeline", "order 1: placed · packed", "order 2: placed · failed (failure) · packed"]
+    assert later.text.splitlines() == views[0].text.splitlines() == told
+    with pytest.raises(ValueError, match="no kind|No kind"):
+        timeline([Step(0, "a", "b", "compensation")], "Odd")
 
 
 def test_a_key_has_one_colour_in_a_log_and_in_its_state_and_nothing_moves_in_a_film():
