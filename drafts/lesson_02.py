@@ -35,7 +35,7 @@ class _Reader(threading.Thread):
     def run(self):
         try:
             while not self.stopped:
-                for records in self.consumer.poll(timeout_ms=100).values():
+                for records in self.consumer.poll(timeout_ms=500).values():
                     self.records += records
         except Exception as error:  # the judge raises it: a thread's traceback would be a cell's output
             self.error = error
@@ -244,7 +244,7 @@ def _judge_hand_over(lab, hand_over):
     lab.afterwards.callback(tim.stop)
 
     def all_packed() -> bool:
-        for records in pia.poll(timeout_ms=50, max_records=1).values():
+        for records in pia.poll(timeout_ms=500, max_records=1).values():
             pack(records[0])
         if len(pia.assignment()) == 2:  # tim has the others; of these two she packs what she holds
             for record in held:
@@ -254,7 +254,7 @@ def _judge_hand_over(lab, hand_over):
 
     with _told_by_listener():
         with contextlib.suppress(TimeoutError):
-            wait_until(all_packed, "all orders to be packed", timeout=5)
+            wait_until(all_packed, "all orders to be packed", timeout=6)
         pia.close()
     tim.stop()
     by_tim = [record.value["order"] for record in tim.records]
