@@ -26,3 +26,7 @@ def tags(cell) -> list[str]:
 def tagged(notebook, tag: str) -> list:
     """The cells with a tag."""
     return [cell for cell in notebook.cells if tag in tags(cell)]
+
+
+#: The cell of imports, the same in all lessons.
+IMPORTS = code_cells(read(LESSONS[0]))[0].source

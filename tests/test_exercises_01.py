@@ -1,12 +1,8 @@
 """The questions of lesson 01: starter, solution, and plausible wrong answers, each told apart."""
 
-import pytest
-
 from exercises.lesson_01 import q1, q2, q3, q4
 from helpers.questions import hold
-from tests.lessons import LESSONS, code_cells, read
-
-SETUP = code_cells(read(LESSONS[0]))[0].source  # the cell of imports, the same in all lessons
+from tests.lessons import IMPORTS as SETUP
 
 
 def test_q1(cluster):
@@ -132,11 +128,3 @@ def sort_out(connection, topic, unreadable):
         cluster,
         SETUP,
     )
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    from helpers import Cluster
-
-    with Cluster() as cluster:
-        yield cluster

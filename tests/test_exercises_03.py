@@ -1,7 +1,5 @@
 """The questions of lesson 03: starter, solution, and plausible wrong answers, each told apart."""
 
-import pytest
-
 from exercises.lesson_03 import q1, q2, q3
 from helpers.questions import hold
 from tests.lessons import LESSONS, code_cells, read
@@ -57,11 +55,3 @@ def test_q3(cluster):
         cluster,
         SETUP,
     )
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    from helpers import Cluster
-
-    with Cluster() as cluster:
-        yield cluster

@@ -1,12 +1,8 @@
 """The questions of lesson 04: starter, solution, and plausible wrong answers, each told apart."""
 
-import pytest
-
 from exercises.lesson_04 import q1, q2, q3, q4
 from helpers.questions import hold
-from tests.lessons import LESSONS, code_cells, read
-
-SETUP = code_cells(read(LESSONS[0]))[0].source  # the cell of imports, the same in all lessons
+from tests.lessons import IMPORTS as SETUP
 
 
 def test_q1(cluster):
@@ -72,11 +68,3 @@ def append_if(producer, connection, topic, event, expected):
         cluster,
         SETUP,
     )
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    from helpers import Cluster
-
-    with Cluster() as cluster:
-        yield cluster

@@ -1,7 +1,5 @@
 """The questions of lesson 08: starter, solution, and plausible wrong answers, each told apart."""
 
-import pytest
-
 from exercises.lesson_08 import q1, q2, q3, q4
 from helpers.questions import hold
 from tests.lessons import NOTEBOOKS, code_cells, read, tagged
@@ -225,19 +223,3 @@ def publish_what_goes(shop, new_producer, topic):
 """
     outcome = q4.try_answer(as_in_the_lesson, cluster, SETUP, database=database)
     assert outcome.state == "not right" and outcome.judged, outcome
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    from helpers import Cluster
-
-    with Cluster() as cluster:
-        yield cluster
-
-
-@pytest.fixture(scope="module")
-def database():
-    from helpers import Database
-
-    with Database() as database:
-        yield database

@@ -1,13 +1,11 @@
 """The questions of lesson 09: starter, solution, and plausible wrong answers, each told apart."""
 
-import pytest
-
 from exercises.lesson_09 import q1, q2, q3, q4
 from helpers.questions import hold
-from tests.lessons import LESSONS, code_cells, read
+from tests.lessons import IMPORTS
 
 SETUP = (
-    code_cells(read(LESSONS[0]))[0].source
+    IMPORTS
     + """
 import random
 import zlib
@@ -157,11 +155,3 @@ def move(connection, old, new, switch, pack, count):
         cluster,
         SETUP,
     )
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    from helpers import Cluster
-
-    with Cluster() as cluster:
-        yield cluster

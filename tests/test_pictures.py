@@ -19,7 +19,6 @@ from matplotlib.patches import FancyBboxPatch
 from matplotlib.text import Text
 from PIL import Image
 
-from helpers import Cluster
 from helpers.pictures import (
     Cell,
     Film,
@@ -528,12 +527,6 @@ def test_a_marker_speaks_for_its_own_producer_alone():
     log = [batch(1, 0, 1), batch(2, 2), batch(-1, 3), batch(1, 4, abort=True), batch(1, 5), batch(3, 6, abort=True),
            batch(2, 7, abort=False), batch(2, 8)]  # fmt: skip
     assert capture._transactions(log) == ({0, 1}, {5, 8})
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    with Cluster() as cluster:
-        yield cluster
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ import pytest
 from jupyter_client.manager import start_new_kernel
 from kafka import KafkaProducer
 
-from helpers import Cluster
 from helpers.errors import LabError
 from helpers.questions import Question, Wrong, hold, observers, same
 from helpers.waiting import wait_until
@@ -447,12 +446,6 @@ SEND_ORDERS = Question(
     hints=["What decides the partition?", "`send` takes a `key`."],
     why="Kafka keeps the order of records within one partition only.",
 )
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    with Cluster() as cluster:
-        yield cluster
 
 
 def kafka_threads():
