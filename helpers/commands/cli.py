@@ -48,6 +48,16 @@ _notebooks = click.option(
 )
 
 
+_folder = click.option(
+    "--dir",
+    "folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=NOTEBOOKS.parent / "work",
+    envvar="COURSE_WORK_DIR",
+    help="Where your copies are kept; without it COURSE_WORK_DIR, or `work` in the course's own folder.",
+)
+
+
 @click.group(cls=_Plain, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(_version(), message="%(version)s")
 def commands() -> None:
@@ -58,13 +68,7 @@ def commands() -> None:
 
 
 @commands.command(context_settings={"ignore_unknown_options": True}, options_metavar="[--dir DIR] [JUPYTER OPTIONS]...")
-@click.option(
-    "--dir",
-    "folder",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=NOTEBOOKS.parent / "work",
-    help="Where your copies are kept; `work` in the course's own folder if not given.",
-)
+@_folder
 @_notebooks
 @click.argument("jupyter_options", nargs=-1, type=click.UNPROCESSED, metavar="")
 def lab(folder: Path, notebooks: Path, jupyter_options: tuple[str, ...]) -> None:
@@ -79,6 +83,19 @@ def lab(folder: Path, notebooks: Path, jupyter_options: tuple[str, ...]) -> None
     from helpers.commands.jupyter import open_lab
 
     open_lab(notebooks, folder, list(jupyter_options))
+
+
+@commands.command()
+@_folder
+@_notebooks
+def progress(folder: Path, notebooks: Path) -> None:
+    """Say how far you are with all lessons: the questions asked, tried and right.
+
+    What was judged in JupyterLab or VS Code counts; a question that was right once stays right.
+    """
+    from helpers.commands.progress import show
+
+    show(notebooks, folder)
 
 
 @commands.command()

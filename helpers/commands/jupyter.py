@@ -61,7 +61,7 @@ def open_lab(notebooks: Path, folder: Path, options: list[str]) -> None:
     click.echo("Opening JupyterLab. Ctrl-C here ends it.")
     sys.stdout.flush()
     # One process: a signal, or a container's stop, goes to JupyterLab itself, and nothing of ours can be left over.
-    os.execve(sys.executable, command(folder, made, options), environment())
+    os.execve(sys.executable, command(folder, made, options), environment(folder))
 
 
 def command(folder: Path, made: list[Path], options: list[str]) -> list[str]:
@@ -86,13 +86,13 @@ def command(folder: Path, made: list[Path], options: list[str]) -> list[str]:
     ]
 
 
-def environment() -> dict[str, str]:
+def environment(folder: Path) -> dict[str, str]:
     """The environment of JupyterLab and its kernels.
 
     A kernel named python3 that somebody has installed in their home would come before the one of this Python, and not
-    find `helpers`.
+    find `helpers`. The folder is where progress is kept.
     """
-    return dict(os.environ, JUPYTER_PREFER_ENV_PATH="1")
+    return dict(os.environ, JUPYTER_PREFER_ENV_PATH="1", COURSE_WORK_DIR=str(folder))
 
 
 def _prepare_cache() -> None:

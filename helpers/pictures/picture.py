@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ..watching import somebody_is_watching
 from .style import MAX_WIDTH, MIN_WIDTH, PAD, TITLE, Sheet, fit, text_width
 
 
@@ -126,7 +127,7 @@ class Film:
         """Show the last moment and, where a person can move it, a slider through all of them."""
         from IPython.display import display  # here, so that pictures can be made without IPython
 
-        if len(self.pictures) == 1 or _text_alone() or not _somebody_is_watching():
+        if len(self.pictures) == 1 or _text_alone() or not somebody_is_watching():
             display(self.pictures[-1])
             return
         handle = display(self.pictures[-1], display_id=True)
@@ -138,20 +139,6 @@ class Film:
 
 def _text_alone() -> bool:
     return os.environ.get("COURSE_PICTURES") == "text"
-
-
-def _somebody_is_watching() -> bool:
-    """Whether this cell was sent by JupyterLab or VS Code, not by nbval, papermill or nbconvert.
-
-    Front ends name the cell in the metadata of their request; the executors send none.
-    """
-    try:
-        from IPython import get_ipython
-
-        metadata = get_ipython().kernel.get_parent()["metadata"]
-    except (ImportError, AttributeError, KeyError, TypeError):  # no kernel, or one without a request
-        return False
-    return "cellId" in metadata or "deletedCells" in metadata
 
 
 def _slider(captions: Sequence[str]) -> Any:
