@@ -51,7 +51,7 @@ def empty_cache(tmp_path, monkeypatch):
 
 def test_help_and_version():
     lines = call("--help").output.splitlines()
-    for command in ("lab", "doctor", "run", "clean"):
+    for command in ("lab", "progress", "reset", "doctor", "run", "clean"):
         assert any(line.startswith(f"  {command} ") for line in lines)
         assert call(command, "--help").exit_code == 0
     assert store.KAFKA_VERSION in call("--version").output
@@ -90,7 +90,7 @@ def opened(monkeypatch):
 def test_lab_copies_what_is_missing_and_overwrites_nothing(notebooks, tmp_path, opened):
     work = tmp_path / "work"
     call("lab", "--notebooks", notebooks, "--dir", work)
-    assert sorted(path.name for path in work.iterdir()) == ["01_first.ipynb", "02_second.ipynb"]
+    assert sorted(path.name for path in work.iterdir()) == [".course", "01_first.ipynb", "02_second.ipynb"]
     first = work / "01_first.ipynb"
     first.write_text("an answer")  # the copy can be written, though the original cannot
     (work / "02_second.ipynb").unlink()
@@ -102,7 +102,7 @@ def test_lab_copies_what_is_missing_and_overwrites_nothing(notebooks, tmp_path, 
     assert f"--ServerApp.root_dir={work}" in later
     assert "--LabApp.default_url=/lab/tree/01_first.ipynb" in on_first_visit
     assert not any("default_url" in option for option in later)
-    assert environment["JUPYTER_PREFER_ENV_PATH"] == "1"
+    assert environment["JUPYTER_PREFER_ENV_PATH"] == "1" and environment["COURSE_WORK_DIR"] == str(work)
 
 
 def test_lab_hands_other_options_to_jupyterlab(notebooks, tmp_path, opened):

@@ -74,8 +74,9 @@ def commands() -> None:
 def lab(folder: Path, notebooks: Path, jupyter_options: tuple[str, ...]) -> None:
     """Open JupyterLab on your own copies of the lessons.
 
-    A lesson that is not in your folder yet is copied there; one that is there is never touched. The first time, Kafka
-    is fetched too. Ctrl-C ends JupyterLab and all that runs in it.
+    A lesson that is not in your folder yet is copied there. One whose lesson has a new version since is brought to it:
+    your answers and your own cells are carried over, and your old copy is kept in the folder `earlier`. The first time,
+    Kafka is fetched too. Ctrl-C ends JupyterLab and all that runs in it.
 
     Every other option goes to JupyterLab: --no-browser, --port 9000, --ip 0.0.0.0, ... (all of them: `jupyter lab
     --help`).
@@ -96,6 +97,31 @@ def progress(folder: Path, notebooks: Path) -> None:
     from helpers.commands.progress import show
 
     show(notebooks, folder)
+
+
+@commands.command()
+@click.argument("names", nargs=-1, required=True, metavar="LESSON...")
+@click.option("--with-answers", is_flag=True, help="Put your answers into the fresh copy as well.")
+@_folder
+@_notebooks
+def reset(names, with_answers: bool, folder: Path, notebooks: Path) -> None:
+    """Begin a lesson anew, and keep your answers.
+
+    A LESSON is a number (4 or 04) or a name (04_event_sourcing). You get a fresh copy; your old one, and a file with
+    your answers alone, go to the folder `earlier`. Your progress stays as it is.
+    """
+    from helpers.commands import copies, headless
+
+    try:  # of a path the name alone: it may be the copy's own
+        lessons = headless.choose(tuple(Path(n).stem if n.endswith(".ipynb") else n for n in names), notebooks)
+    except LabError as error:
+        raise _Refused(str(error)) from error
+    for lesson in lessons:
+        kept, answers = copies.reset(lesson, folder, with_answers)
+        click.echo(f"{lesson.stem} begins anew in {folder}.")
+        for what, path in (("Your old copy", kept), ("Your answers", answers)):
+            if path:
+                click.echo(f"{what}: {path.relative_to(folder)}")
 
 
 @commands.command()

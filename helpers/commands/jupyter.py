@@ -7,41 +7,8 @@ from pathlib import Path
 
 import click
 
+from helpers.commands.copies import copy_lessons
 from helpers.errors import LabError
-
-
-def copy_lessons(notebooks: Path, folder: Path) -> list[Path]:
-    """Copy the lessons that a folder lacks into it; what is there stays as it is.
-
-    Returns:
-        The copies that were made now.
-
-    Raises:
-        LabError: there are no lessons, or the folder cannot be written.
-    """
-    lessons = sorted(notebooks.glob("*.ipynb"))
-    if not lessons:
-        raise LabError(
-            f"There are no lessons in {notebooks}: install the course in a clone, pip install -r requirements.txt."
-        )
-    made = []
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for lesson in lessons:
-            copy = folder / lesson.name
-            if os.path.lexists(copy):
-                continue
-            # Under another name until it is whole: half a copy would never be mended. The bytes only: the original
-            # may be read-only.
-            part = folder / f".{lesson.name}.{os.getpid()}"
-            part.write_bytes(lesson.read_bytes())
-            part.rename(copy)
-            made.append(copy)
-    except OSError as error:
-        raise LabError(
-            f"Your lessons could not be copied to {folder} ({error.strerror}): choose another folder with --dir."
-        ) from error
-    return made
 
 
 def open_lab(notebooks: Path, folder: Path, options: list[str]) -> None:
@@ -55,8 +22,10 @@ def open_lab(notebooks: Path, folder: Path, options: list[str]) -> None:
     if importlib.util.find_spec("jupyterlab") is None:
         raise LabError("JupyterLab is not installed in this Python: pip install -r requirements.txt.")
     folder = folder.absolute()
-    made = copy_lessons(notebooks, folder)
+    made, carried = copy_lessons(notebooks, folder)
     click.echo(f"Your lessons are in {folder}" + (f" ({len(made)} copied there now)." if made else "."))
+    for each in carried:
+        click.secho(str(each), fg="yellow" if each.broken else None)
     _prepare_cache()
     click.echo("Opening JupyterLab. Ctrl-C here ends it.")
     sys.stdout.flush()
