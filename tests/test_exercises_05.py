@@ -1,16 +1,13 @@
 """The questions of lesson 05: starter, solution, and plausible wrong answers, each told apart."""
 
-import pytest
-
 from exercises.lesson_05 import q1, q2, q3, q4
-from helpers import Cluster, Database
 from helpers.questions import hold
-from tests.lessons import LESSONS, code_cells, read
+from tests.lessons import IMPORTS
 
-SETUP = code_cells(read(LESSONS[0]))[0].source + "\nfrom sqlalchemy import create_engine, text\n"
+SETUP = IMPORTS + "\nfrom sqlalchemy import create_engine, text\n"
 
 
-def test_q1(lab):
+def test_q1(cluster, database):
     adds = q1.changed(
         "DO NOTHING", "DO UPDATE SET quantity = orders_by_customer.quantity + excluded.quantity"
     )  # the lesson's statement for a sum
@@ -31,10 +28,10 @@ def note_order(connection, event):
         WHERE NOT EXISTS (SELECT FROM orders_by_customer WHERE customer = :customer)'''), event)
 """
     wrong = {adds: "not idempotent", catches: "An error ends PostgreSQL's transaction", one_a_customer: "several"}
-    hold(q1, wrong, **lab, setup=SETUP)
+    hold(q1, wrong, cluster, SETUP, database=database)
 
 
-def test_q1_takes_a_savepoint_as_well(lab):
+def test_q1_takes_a_savepoint_as_well(cluster, database):
     savepoint = """
 from sqlalchemy.exc import IntegrityError
 
@@ -47,10 +44,10 @@ def note_order(connection, event):
     except IntegrityError:
         pass
 """
-    assert q1.try_answer(savepoint, **lab, setup=SETUP).state == "right"
+    assert q1.try_answer(savepoint, cluster, SETUP, database=database).state == "right"
 
 
-def test_q2(lab):
+def test_q2(cluster, database):
     lines = q2.answer.splitlines()
     add, move = lines[-2].strip(), lines[-1].strip()
     both = f"{add}\n        {move}"
@@ -65,12 +62,13 @@ def test_q2(lab):
             q2.changed("record.offset + 1", "record.offset"): "to read *next*",
             q2.changed("engine.begin()", "engine.connect()"): "rolls back",
         },
-        **lab,
-        setup=SETUP,
+        cluster,
+        SETUP,
+        database=database,
     )  # fmt: skip
 
 
-def test_q3(lab):
+def test_q3(cluster, database):
     hold(
         q3,
         {
@@ -82,12 +80,13 @@ def test_q3(lab):
             q3.changed("time.sleep(0.01)", "return False"): "again and again",
             q3.changed("while time.monotonic() < deadline", "while True"): "loop without an end",
         },
-        **lab,
-        setup=SETUP,
+        cluster,
+        SETUP,
+        database=database,
     )  # fmt: skip
 
 
-def test_q4(lab):
+def test_q4(cluster, database):
     in_one_transaction = """
 def rebuild(engine, events):
     with engine.begin() as connection:
@@ -112,12 +111,13 @@ def rebuild(engine, events):
             q4.changed(create, "SELECT 1"): "still shows the old one",
             q4.changed(columns, copy): "begin with an empty",
         },
-        **lab,
-        setup=SETUP,
+        cluster,
+        SETUP,
+        database=database,
     )
 
 
-def test_q4_takes_one_transaction_that_deletes_and_fills(lab):
+def test_q4_takes_one_transaction_that_deletes_and_fills(cluster, database):
     """Readers see the old rows until it commits."""
     answer = (
         q4.answer.split("\n\n\n")[0]
@@ -129,14 +129,8 @@ def rebuild(engine, events):
             connection.execute(text(ADD_TO.format(table="best_sellers_v1")), event)
 """
     )
-    assert q4.try_answer(answer, **lab, setup=SETUP).state == "right"
+    assert q4.try_answer(answer, cluster, SETUP, database=database).state == "right"
 
 
-def test_without_a_database_nothing_is_judged(lab):
-    assert not q1.try_answer(q1.answer, lab["cluster"], SETUP).judged
-
-
-@pytest.fixture(scope="module")
-def lab():
-    with Cluster() as cluster, Database() as database:
-        yield {"cluster": cluster, "database": database}
+def test_without_a_database_nothing_is_judged(cluster):
+    assert not q1.try_answer(q1.answer, cluster, SETUP).judged
