@@ -10,6 +10,7 @@ import itertools
 import multiprocessing
 import os
 import signal
+import time
 from collections import Counter
 
 import psycopg
@@ -19,13 +20,14 @@ from hypothesis import strategies as st
 from kafka import ConsumerRebalanceListener, KafkaAdminClient, KafkaConsumer, KafkaProducer
 from kafka.serializer import JsonSerializer
 from sqlalchemy import create_engine, text
+from sqlalchemy.exc import OperationalError
 
 from helpers import Cluster, Database
 from tests.lessons import NOTEBOOKS, code_cells, read
 
 EXAMPLES = 60
 TAKEN = ["change", "PUT", "DELETE", "COUNT", "MOVE", "update_query_model", "new_read_models", "naive_projector",
-         "apply_once", "next_offsets", "SeekToProjected", "projector"]  # fmt: skip
+         "apply_once", "patiently", "next_offsets", "SeekToProjected", "projector"]  # fmt: skip
 PROJECTORS = {"projector": (), "auto-commit": (), "commit first": (True,)}
 forked = multiprocessing.get_context("forkserver")
 forked.set_forkserver_preload([__name__])
@@ -55,10 +57,12 @@ def lesson() -> dict:
         "ConsumerRebalanceListener": ConsumerRebalanceListener,
         "JsonSerializer": JsonSerializer,
         "KafkaConsumer": KafkaConsumer,
+        "OperationalError": OperationalError,
         "create_engine": create_engine,
         "point": lambda name: None,
         "read_side": None,
         "text": text,
+        "time": time,
     }
     exec(CODE, names)
     return names
