@@ -1,10 +1,15 @@
 """The proof bench: its checker sees what is wrong, its controls are caught, and the right programs hold under harm."""
 
-import pytest
+import threading
 
+import pytest
+from kafka import KafkaProducer, OffsetAndMetadata, TopicPartition
+
+from helpers import Cluster, wait_until
 from tests.nemesis.__main__ import LEAST, one_run, too_little
 from tests.nemesis.checker import INVARIANTS, check, tried
 from tests.nemesis.controls import CONTROLS
+from tests.nemesis.programs import where_it_waits
 
 SEEDS = [1, 2, 3, 4, 5]
 RECORDS = 4000  # a seed; 20,000 in all
@@ -85,6 +90,19 @@ def test_a_run_in_which_little_was_tried_does_not_count():
     assert len(too_little(facts)) == len(LEAST)
 
 
+def test_where_a_mover_waits_is_read_from_its_traceback():
+    dump = """Thread 0x1 (most recent call first):
+  File "/kafka/producer/sender.py", line 108 in run
+Thread 0x2 (most recent call first):
+  File "/threading.py", line 327 in wait
+  File "/kafka/producer/transaction_manager.py", line 788 in wait
+  File "/kafka/producer/kafka.py", line 853 in commit_transaction
+  File "/tests/nemesis/programs.py", line 80 in move
+"""
+    assert where_it_waits(dump) == "commit_transaction"
+    assert where_it_waits("") == "no call of its producer"
+
+
 def test_each_invariant_has_a_control_or_a_history_that_breaks_it():
     by_hand = {"one value an offset", "committed offsets grow"}
     assert set(CONTROLS.values()) | by_hand == set(INVARIANTS)
@@ -92,8 +110,6 @@ def test_each_invariant_has_a_control_or_a_history_that_breaks_it():
 
 @pytest.fixture(scope="module")
 def trio():
-    from helpers import Cluster
-
     with Cluster(brokers=3) as cluster:
         yield cluster
 
@@ -113,3 +129,41 @@ def test_the_right_programs_keep_every_promise_under_harm(seed, trio):
     _, violations, facts = one_run(trio, seed, RECORDS)
     assert not violations, (violations, facts)
     assert facts["records sent"] == RECORDS and not too_little(facts), facts
+
+
+@pytest.mark.full
+def test_kafka_python_forgets_a_request_when_its_coordinator_cannot_be_reached():
+    """Why movers need a supervisor; lesson 10 says so. Once this fails, kafka-python has mended it: mend the lesson."""
+    calls = {
+        "commit": lambda producer, topic: producer.commit_transaction(),
+        "offsets": lambda producer, topic: producer.send_offsets_to_transaction(
+            {TopicPartition(topic, 0): OffsetAndMetadata(1, "", -1)}, "a group"
+        ),
+    }
+    with Cluster(brokers=1) as lab:
+        topic = lab.topic("payments")
+        producers = {name: KafkaProducer(**lab.connection, transactional_id=name) for name in calls}
+        for producer in producers.values():
+            producer.init_transactions()
+            producer.begin_transaction()
+            producer.send(topic, b"order 1").get(timeout=10)
+        lab.kill(1)
+        waiting = []
+        for name, producer in producers.items():
+            client = producer._sender._client
+            wait_until(lambda client=client: not client.connected("coordinator-1"), "it to notice the broker's death")
+            waiting.append(threading.Thread(target=calls[name], args=(producer, topic), daemon=True))
+            waiting[-1].start()
+            manager = producer._transaction_manager
+            wait_until(lambda manager=manager: manager._transaction_coordinator is None, "it to have tried once")
+        lab.restart(1)
+        for thread in waiting:
+            thread.join(5)
+            assert thread.is_alive()
+        again = KafkaProducer(**lab.connection, transactional_id="commit")  # what the supervisor's restart does
+        again.init_transactions()
+        again.begin_transaction()
+        again.send(topic, b"order 1")
+        again.commit_transaction()
+        for producer in (again, *producers.values()):
+            producer.close(timeout=1)

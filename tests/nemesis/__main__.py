@@ -58,13 +58,16 @@ def main(seed: int, minutes: float, records: int, out: Path | None, controls: bo
         if controls:
             sys.exit(not all(_control(cluster, control) for control in CONTROLS))
         while True:
-            _, violations, facts = one_run(cluster, seed, records, out=out)
+            history, violations, facts = one_run(cluster, seed, records, out=out)
             lacking = too_little(facts)
             failed |= bool(violations or lacking)
             totals = {name: totals.get(name, 0) + count for name, count in facts.items()}
             word = "VIOLATED" if violations else "too little tried" if lacking else "held"
             click.echo(f"seed {seed}: {word}; {json.dumps(facts)}")
-            for text in [*lacking, *(f"{name}: {one}" for name, all_ in violations.items() for one in all_)]:
+            stuck = [
+                f"{e['target']} waited in {e['waits_in']}, and was killed" for e in history if e["what"] == "stuck"
+            ]
+            for text in [*lacking, *stuck, *(f"{name}: {one}" for name, all_ in violations.items() for one in all_)]:
                 click.echo(f"    {text}")
             seed += 1
             if time.monotonic() - begin > minutes * 60:

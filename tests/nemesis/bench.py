@@ -15,7 +15,7 @@ from tests.nemesis.history import Notebook, merged
 
 PARTITIONS = 4
 ROLES = ("mover-0", "mover-1")
-STUCK = 15  # seconds in one transaction after which a supervisor kills a mover
+STUCK = 15  # seconds in one transaction after which a supervisor kills a mover: see `programs.tell_where_it_waits`
 SAFE = {"min.insync.replicas": 2}
 
 
@@ -83,17 +83,22 @@ class Run:
         """As a supervisor does: start what has ended, and kill what does not move any more."""
         for role, (worker, number) in list(self.movers.items()):
             if self._is_stuck(f"{role}.{number}"):
-                self.notes.note("stuck", target=role)
                 worker.kill()
+                self.notes.note("stuck", target=role, waits_in=programs.where_it_waits(worker.output))
             if worker.state != "running":
                 self._start(role)
 
     def _is_stuck(self, who: str) -> bool:
-        """Has it been in one transaction for long? kafka-python 3.0.12 can wait for ever when a broker has died."""
+        """Has it been in one transaction for long? kafka-python 3.0.12 can wait for ever when a broker has died.
+
+        Its `Sender._maybe_send_pending_request` (producer/sender.py) expects `await_ready` to return False where the
+        coordinator cannot be reached; it raises instead (net/compat.py), and the request is neither sent nor put back
+        into the queue. Whoever waits for its answer waits for ever (`test_kafka_python_forgets_a_request…`).
+        """
         path = self.folder / f"{who}.jsonl"
         last = path.read_text().splitlines()[-1:] if path.exists() else []
         event = json.loads(last[0]) if last and last[0].endswith("}") else {"what": "", "t": 0}
-        return event["what"] in ("begins", "committing") and time.monotonic() - event["t"] > STUCK
+        return event["what"] in ("begins", "committing", "error") and time.monotonic() - event["t"] > STUCK
 
     def _harm(self) -> None:
         """One fault, by the dice; at most one broker at a time, or the cluster has no majority."""

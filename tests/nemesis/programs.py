@@ -1,6 +1,8 @@
 """The clients of a run. Each is a program as the lessons teach it, and writes down what it does and what it is told."""
 
 import contextlib
+import faulthandler
+import re
 import time
 from pathlib import Path
 
@@ -65,6 +67,7 @@ def move(connection, folder, source, target, group, transactional_id, role, star
         txn = f"{role}.{start}.{number}"
         headers = [("txn", txn.encode()), ("role", role.encode()), ("incarnation", str(incarnation).encode())]
         notes.note("begins", txn=txn, **me, values=len(records))
+        tell_where_it_waits()
         try:
             producer.begin_transaction()
             for record in records:
@@ -75,12 +78,25 @@ def move(connection, folder, source, target, group, transactional_id, role, star
             producer.send_offsets_to_transaction(offsets, membership)
             notes.note("committing", txn=txn)
             producer.commit_transaction()
+            faulthandler.cancel_dump_traceback_later()
             notes.note("committed", txn=txn)
         except (KafkaError, ValueError) as error:
             notes.note("error", txn=txn, error=repr(error))
             producer.abort_transaction()  # raises when the error is fatal: then the process ends, as the lesson says
             notes.note("aborted", txn=txn)
             return  # a new incarnation begins with a new producer and the committed offsets
+
+
+def tell_where_it_waits() -> None:
+    """Should this transaction not end, write to stderr what this process waits for, before its supervisor kills it."""
+    faulthandler.dump_traceback_later(10)
+
+
+def where_it_waits(output: str) -> str:
+    """The producer's method that the main thread of a mover was in, by what `tell_where_it_waits` has written."""
+    (*_, main) = output.split("(most recent call first):")
+    calls = re.findall(r"kafka/producer/kafka\.py\", line \d+ in (\w+)", main)
+    return calls[-1] if calls else "no call of its producer"
 
 
 def read(connection, folder, topics: dict[str, int], final: bool, who="reader", **settings) -> None:
