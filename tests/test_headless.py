@@ -15,19 +15,18 @@ from helpers.commands import headless
 from helpers.errors import LabError
 from helpers.waiting import wait_until
 
+BROKER = "from helpers import Cluster\ncluster = Cluster(brokers=1)"
 GOOD = ["orders = 3", "import os; os.getcwd()", "orders * 2"]
 FAILS = [
     "names = ['ann']",
-    "from helpers import Cluster\ncluster = Cluster(brokers=1)",
+    BROKER,
     "assert False, 'orders 2 and 3 are lost \\x1b[31m<really>\\x00\\nthe rest'",
     "'never'",
 ]
 DIES = ["1", "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)", "'never'"]
-HANGS = ["print('here', flush=True)", "while True: pass", "'never'"]
-HANGS_WITH_BROKER = [
-    "from helpers import Cluster\ncluster = Cluster(brokers=1)",
-    "import pathlib, time\npathlib.Path(MARK).touch()\nwhile True: time.sleep(1)",
-]
+KILLS_ITS_PROCESS = [BROKER, "import os, signal\nos.kill(os.getppid(), signal.SIGKILL)\nwhile True: pass"]
+HANGS = [BROKER, "print('here', flush=True)\nwhile True: pass", "'never'"]
+HANGS_WITH_MARK = [BROKER, "import pathlib, time\npathlib.Path(MARK).touch()\nwhile True: time.sleep(1)"]
 
 
 def write_lesson(path: Path, cells: list[str]) -> Path:
@@ -74,6 +73,7 @@ def runs(tmp_path_factory):
     write_lesson(mixed / "notebooks" / "01_good.ipynb", GOOD)
     write_lesson(mixed / "notebooks" / "02_fails.ipynb", FAILS)
     write_lesson(mixed / "notebooks" / "03_dies.ipynb", DIES)
+    write_lesson(mixed / "notebooks" / "06_kills.ipynb", KILLS_ITS_PROCESS)
     write_lesson(slow / "notebooks" / "04_hangs.ipynb", HANGS)
     (mixed / "notebooks" / "07_broken.ipynb").write_text('{"cells": "none"}')
     (mixed / "executed" / "logs" / "01_good").mkdir(parents=True)
@@ -81,7 +81,7 @@ def runs(tmp_path_factory):
     before = {path: path.stat().st_mtime_ns for path in [mixed / "notebooks", *mixed.glob("notebooks/*")]}
     started = [
         (mixed, start_run(mixed, "-n", 2, "-p", "orders=50", "-p", "names=[bob, eve]")),
-        (slow, start_run(slow, "--out", "there", "--time-limit", 10, "4")),
+        (slow, start_run(slow, "--out", "there", "--time-limit", 15, "4")),
     ]
     ended = {}
     for folder, process in started:
@@ -106,12 +106,19 @@ def test_table_and_exit_status(mixed):
     rows = [line.split(maxsplit=3) for line in out.splitlines() if line[:2].isdecimal()]
     assert status == 1, out + messages
     outcomes = [" ".join(row[:2]) for row in rows]
-    assert outcomes == ["01_good ok", "02_fails failed", "03_dies failed", "07_broken failed"]
+    assert outcomes == [
+        "01_good ok",
+        "02_fails failed",
+        "03_dies failed",
+        "06_kills failed",
+        "07_broken failed",
+    ]
     assert len(rows[0]) == 3 and float(rows[0][2]) > 0
     assert rows[1][3].startswith("In [4], AssertionError: orders 2 and 3 are lost")
     assert "Kernel died" in rows[2][3] and "In [2]" in rows[2][3]
+    assert "the process that ran the lesson ended by itself (exit status -9)" in rows[3][3]
     assert "Traceback" not in out + messages  # 07 is no notebook at all
-    assert "4 lessons: 1 ok, 3 failed" in out
+    assert "5 lessons: 1 ok, 4 failed" in out
     assert "02_fails: failed" in messages  # told when it happens, where there is no terminal for a bar
 
 
@@ -130,19 +137,20 @@ def test_executed_notebooks_and_html_of_all(mixed):
 
 def test_junit_file_tells_what_failed_and_how(mixed, slow):
     (suite,) = JUnitXml.fromfile(str(mixed[0] / "executed" / "junit.xml"))
-    good, fails, dies, broken = suite
-    assert (suite.tests, suite.failures, suite.errors) == (4, 3, 0)
+    good, fails, dies, kills, broken = suite
+    assert (suite.tests, suite.failures, suite.errors) == (5, 4, 0)
     assert good.is_passed and good.time > 0
     (failure,) = fails.result
     assert isinstance(failure, Failure) and failure.type == "AssertionError"
     assert "orders 2 and 3 are lost" in failure.message
     assert "\x1b" not in failure.text and "assert False" in failure.text and "the rest" in failure.text
     assert dies.result[0].type == "DeadKernelError"
+    assert kills.result[0].type == "ProcessDied"
     assert isinstance(broken.result[0], Failure) and broken.result[0].message
     ((hangs,),) = JUnitXml.fromfile(str(slow[0] / "there" / "junit.xml"))
     (error,) = hangs.result
     assert isinstance(error, Error) and error.type == "timeout"
-    assert "time limit of 10 s" in error.message
+    assert "time limit of 15 s" in error.message
 
 
 def test_broker_logs_are_kept_of_a_lesson_that_failed(mixed):
@@ -155,7 +163,7 @@ def test_broker_logs_are_kept_of_a_lesson_that_failed(mixed):
 def test_a_lesson_out_of_time_is_stopped_and_kept(slow):
     folder, status, out, _ = slow
     assert status == 1
-    assert "04_hangs  timeout" in out and "time limit of 10 s reached" in out
+    assert "04_hangs  timeout" in out and "time limit of 15 s reached" in out
     cells = nbformat.read(folder / "there" / "04_hangs.ipynb", as_version=4).cells
     assert cells[-1].source == "'never'" and not cells[-1].outputs
     assert (folder / "there" / "04_hangs.html").exists()
@@ -167,31 +175,30 @@ def test_nothing_is_left_behind(mixed, slow):
 
 
 def test_interrupted_or_killed(tmp_path):
-    """A run with a broker and another lesson to come gets each signal; three runs at once, as each takes its time."""
+    """Each signal comes to a run of two lessons with a broker each, a third to come; three runs, as each takes its time."""
     started = {}
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
         folder = tmp_path / number.name
         folder.mkdir()
-        mark = folder / "mark"
-        write_lesson(
-            folder / "notebooks" / "05_broker.ipynb",
-            [cell.replace("MARK", repr(str(mark))) for cell in HANGS_WITH_BROKER],
-        )
+        for name in ("04_broker", "05_broker"):
+            cells = [cell.replace("MARK", repr(str(folder / f"{name} is ready"))) for cell in HANGS_WITH_MARK]
+            write_lesson(folder / "notebooks" / f"{name}.ipynb", cells)
         write_lesson(folder / "notebooks" / "06_later.ipynb", GOOD)
-        started[number] = (folder, mark, start_run(folder))
-    for number, (folder, mark, process) in started.items():
-        wait_until(mark.exists, "the lesson's broker", timeout=90)
+        started[number] = (folder, start_run(folder, "-n", 2))
+    for number, (folder, process) in started.items():
+        wait_until(lambda folder=folder: len([*folder.glob("* is ready")]) == 2, "the lessons' brokers", timeout=90)
         process.send_signal(number)
         out, _ = process.communicate(timeout=40)
         wait_until(lambda folder=folder: not left_over(folder), f"nothing to be left after {number.name}", timeout=20)
         if number == signal.SIGKILL:
             continue
         assert process.returncode == 130
-        assert "05_broker  interrupted" in out and "interrupted in In [2]" in out
+        for name in ("04_broker", "05_broker"):
+            assert f"{name}  interrupted" in out and "interrupted in In [2]" in out
+            assert "Interrupted in In [2]" in (folder / "executed" / f"{name}.html").read_text()
         assert "06_later   not run" in out
-        assert "Interrupted in In [2]" in (folder / "executed" / "05_broker.html").read_text()
-        ((stopped, later),) = JUnitXml.fromfile(str(folder / "executed" / "junit.xml"))
-        assert stopped.is_skipped and later.is_skipped
+        (suite,) = JUnitXml.fromfile(str(folder / "executed" / "junit.xml"))
+        assert [case.is_skipped for case in suite] == [True] * 3
 
 
 # -- choosing, parameters, the folder --
