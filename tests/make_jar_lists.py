@@ -1,21 +1,42 @@
 """Maintainer's script: make helpers/kafka_jars.txt and helpers/streams_jars.txt from Maven's own answer.
 
-    python tests/make_jar_lists.py            # writes both lists
+    python -m tests.make_jar_lists            # writes both lists
+    python -m tests.make_jar_lists --newest   # of the newest Kafka there is, and makes it the course's
+
 Needs Maven (`mvn`) on the PATH. `tests/test_jar_lists.py` holds the lists against the same answer.
 """
 
 import hashlib
+import re
 import subprocess
 import tempfile
 from pathlib import Path
 
+import click
+import requests
+
+from helpers.fetch import mirror
 from helpers.store import KAFKA_VERSION
 
 SLF4J_SIMPLE = "org.slf4j:slf4j-simple:1.7.36"  # Kafka 4.3 uses slf4j 1.7; without a binding there is no log
-LISTS = {
-    "kafka_jars.txt": [f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}", SLF4J_SIMPLE],
-    "streams_jars.txt": [f"org.apache.kafka:kafka-streams-test-utils:{KAFKA_VERSION}", SLF4J_SIMPLE],
-}
+HELPERS = Path(__file__).parents[1] / "helpers"
+
+
+def lists(kafka: str = KAFKA_VERSION) -> dict[str, list[str]]:
+    """The lists of a version of Kafka, and the roots of each."""
+    return {
+        "kafka_jars.txt": [f"org.apache.kafka:kafka_2.13:{kafka}", SLF4J_SIMPLE],
+        "streams_jars.txt": [f"org.apache.kafka:kafka-streams-test-utils:{kafka}", SLF4J_SIMPLE],
+    }
+
+
+def newest() -> str:
+    """The newest released version of Kafka."""
+    answer = requests.get(f"{mirror()}org/apache/kafka/kafka_2.13/maven-metadata.xml", timeout=30)
+    answer.raise_for_status()
+    return max(
+        re.findall(r"<version>([\d.]+)</version>", answer.text), key=lambda version: [*map(int, version.split("."))]
+    )
 
 
 def resolve(roots: list[str]) -> list[tuple[str, str, int]]:
@@ -44,13 +65,18 @@ def resolve(roots: list[str]) -> list[tuple[str, str, int]]:
         ]
 
 
-def main() -> None:
+@click.command()
+@click.option("--newest", "take_newest", is_flag=True, help="Take the newest Kafka, and write its version too.")
+def main(take_newest: bool) -> None:
     """Write the lists."""
-    for name, roots in LISTS.items():
+    kafka = newest() if take_newest else KAFKA_VERSION
+    for name, roots in lists(kafka).items():
         lines = [f"# {' + '.join(roots)} and what they need, by tests/make_jar_lists.py: sha256, bytes, path"]
         lines += [f"{sha256} {size} {path}" for sha256, path, size in resolve(roots)]
-        Path(__file__).parents[1].joinpath("helpers", name).write_text("\n".join(lines) + "\n")
-        print(f"{name}: {len(lines) - 1} jars")
+        (HELPERS / name).write_text("\n".join(lines) + "\n")
+        print(f"{name}: Kafka {kafka}, {len(lines) - 1} jars")
+    store = HELPERS / "store.py"
+    store.write_text(store.read_text().replace(f'KAFKA_VERSION = "{KAFKA_VERSION}"', f'KAFKA_VERSION = "{kafka}"'))
 
 
 if __name__ == "__main__":

@@ -175,7 +175,7 @@ def test_nothing_is_left_behind(mixed, slow):
 
 
 def test_interrupted_or_killed(tmp_path):
-    """Each signal comes to a run of two lessons with a broker each, a third to come; three runs, as each takes its time."""
+    """Each signal comes to a run of two lessons with a broker each, and a third to come; three runs side by side."""
     started = {}
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
         folder = tmp_path / number.name

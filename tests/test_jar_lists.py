@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from helpers.store import jar_list
-from tests.make_jar_lists import LISTS, resolve
+from tests.make_jar_lists import lists, resolve
 
 pytestmark = [
     pytest.mark.full,
@@ -13,7 +13,7 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("name", LISTS)
+@pytest.mark.parametrize("name", lists())
 def test_list_is_what_maven_resolves(name):
     listed = [(jar.sha256, jar.path, jar.size) for jar in jar_list(name)]
-    assert sorted(listed) == sorted(resolve(LISTS[name]))
+    assert sorted(listed) == sorted(resolve(lists()[name]))

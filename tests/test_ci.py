@@ -1,0 +1,100 @@
+"""The workflows of `.github/workflows`, as far as they can be held here: their schema, and that what they name is there."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import click
+import pytest
+import yaml
+
+from helpers.commands import cli
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted(ROOT.glob(".github/workflows/*.yml"))
+WORKFLOWS = {path.stem: yaml.safe_load(path.read_text()) for path in FILES}
+STEPS = [step for workflow in WORKFLOWS.values() for job in workflow["jobs"].values() for step in job["steps"]]
+COMMANDS = [line.strip() for step in STEPS for line in step.get("run", "").splitlines() if line.strip()]
+
+
+def test_there_are_two():
+    assert sorted(WORKFLOWS) == ["lessons", "weekly"]
+
+
+@pytest.mark.parametrize("schema", ["vendor.github-workflows", "custom.github-workflows-require-timeout"])
+def test_schema(schema):
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", schema, *FILES]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_runs_on_linux_and_macos_with_every_python_that_the_course_names():
+    matrix = WORKFLOWS["lessons"]["jobs"]["lessons"]["strategy"]["matrix"]
+    assert matrix["os"] == ["ubuntu-latest", "macos-latest"]
+    least = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
+    assert least == f">={matrix['python'][0]}"
+    assert f"Python {matrix['python'][0]} or newer" in (ROOT / "README.md").read_text()
+    assert matrix["python"] == [f"3.{minor}" for minor in range(11, 11 + len(matrix["python"]))]
+
+
+def test_once_a_week():
+    # YAML 1.1 reads the key `on` as true
+    ((schedule,),) = (entry.values() for entry in WORKFLOWS["weekly"][True]["schedule"])
+    assert re.fullmatch(r"\d+ \d+ \* \* \d", schedule)
+
+
+def test_caches_pip_and_jars():
+    uses = [step for step in STEPS if step.get("uses", "").startswith("actions/cache@")]
+    (cache,) = uses
+    assert [*ROOT.glob("helpers/*_jars.txt")] and "helpers/*_jars.txt" in cache["with"]["key"]
+    assert cache["with"]["path"] == "${{ env.COURSE_CACHE_DIR }}/jars"  # as helpers.store has it
+    assert any(step.get("with", {}).get("cache") == "pip" for step in STEPS)
+
+
+def test_the_commands_are_there():
+    modules = {"helpers": cli.commands}
+    for words in (line.split() for line in COMMANDS if line.startswith("python -m")):
+        module, *arguments = words[2:]
+        if module in modules:
+            name, *arguments = arguments
+            command = modules[module].commands[name]
+            with command.make_context(name, arguments):
+                pass
+        elif module.startswith("tests."):
+            assert (ROOT / (module.replace(".", "/") + ".py")).exists()
+    assert "python -m helpers run -n 2 --out executed" in COMMANDS
+    assert any(re.match("pytest( |$)", line) for line in COMMANDS)
+
+
+def test_a_command_that_is_not_there_would_be_found():
+    with pytest.raises(click.UsageError):
+        cli.run.make_context("run", ["--paralel", "2"])
+
+
+def test_what_is_left_out_and_kept_exists():
+    for line in COMMANDS:
+        for path in re.findall(r"--ignore (\S+)", line):
+            assert (ROOT / path).exists(), path
+    artifacts = [step["with"]["path"].split() for step in STEPS if "upload-artifact" in step.get("uses", "")]
+    assert artifacts == [["executed/", "junit.xml"]] * 2
+
+
+def test_the_newest_of_everything_means_no_pins():
+    (line,) = [line for line in COMMANDS if line.startswith("sed")]
+    pattern = re.search(r"'s/(.*)//'", line)[1]
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    unpinned = [re.sub(pattern, "", line, count=1) for line in lines if line and line[0] != "#"]
+    assert not [line for line in unpinned if "==" in line.split(";")[0]]
+    assert 'appnope; sys_platform == "darwin"' in [line.split("  ")[0] for line in unpinned]
+
+
+def test_links_are_checked_with_the_configuration_that_is_there():
+    (step,) = [step for step in STEPS if "lychee" in step.get("uses", "")]
+    words = step["with"]["args"].split()
+    settings = tomllib.loads((ROOT / words[words.index("--config") + 1]).read_text())
+    assert settings["scheme"] == ["https", "http"]
+    (rendered,) = [re.search(r"--output-dir (\S+)", line)[1] for line in COMMANDS if "nbconvert --to" in line]
+    for word in words[words.index("--config") + 2 :]:
+        assert word == rendered or (ROOT / word).exists(), word
