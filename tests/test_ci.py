@@ -1,4 +1,4 @@
-"""The workflows of `.github/workflows`, as far as they can be held here: their schema, and that what they name is there."""
+"""The workflows of `.github/workflows`, as far as they can be held here: schema, and that what they name is there."""
 
 import re
 import subprocess
