@@ -21,7 +21,7 @@ def _open_shop(lab, schema):
 
 def _place_orders(lab, shop, count=3):
     for number in range(1, count + 1):
-        lab.need("create_order")(shop, {"customer": CUSTOMERS[(number - 1) % 3], "item": "tea"})
+        lab.need("create_order")(shop, {"customer": CUSTOMERS[(number - 1) % 3], "item": "cup"})
 
 
 # -- q1: one transaction
@@ -328,7 +328,7 @@ def _judge_publish_what_goes(lab, publish_what_goes):
     shop, topic = _open_shop(lab, "q4"), lab.topic("orders", config={"max.message.bytes": 1000})
     create_order = lab.need("create_order")
     for number in range(1, 5):
-        item = "x" * 2000 if number == 2 else "tea"
+        item = "x" * 2000 if number == 2 else "cup"
         create_order(shop, {"customer": CUSTOMERS[(number - 1) % 3], "item": item})
     for number in range(1, 5):
         change_order(shop, number, "Paid")

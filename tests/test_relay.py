@@ -91,7 +91,7 @@ def live(function, *arguments, last_step: int | None = None) -> bool:
 
 
 def take_order(address) -> None:
-    LESSON["create_order"](create_engine(address), {"customer": "ann", "item": "tea"})
+    LESSON["create_order"](create_engine(address), {"customer": "ann", "item": "cup"})
 
 
 def dual_write(address, connection, topic) -> None:
@@ -215,7 +215,7 @@ def waiting(shop) -> list[int]:
 
 def write_events(lab, orders: int, states: list[str]) -> dict:
     for _ in range(orders):
-        LESSON["create_order"](lab.shop, {"customer": "ann", "item": "tea"})
+        LESSON["create_order"](lab.shop, {"customer": "ann", "item": "cup"})
     for state in states:
         for number in range(1, orders + 1):
             LESSON["change_order"](lab.shop, number, state)
@@ -359,7 +359,7 @@ class Accidents(RuleBasedStateMachine):
 
     @rule()
     def an_order_is_taken(self):
-        LESSON["create_order"](self.lab.shop, {"customer": "bob", "item": "tea"})
+        LESSON["create_order"](self.lab.shop, {"customer": "bob", "item": "cup"})
         self.note()
 
     @rule(step=st.integers(1, 4))

@@ -100,14 +100,21 @@ class _Board:
     rest: str
 
 
-def log_view(logs: Log | Iterable[Log], title: str, subtitle: str | None = None, keys: Iterable[str] = ()) -> Picture:
+def log_view(
+    logs: Log | Iterable[Log],
+    title: str,
+    subtitle: str | None = None,
+    keys: Iterable[str] = (),
+    colour: str = "key",
+) -> Picture:
     """Picture one log or several, one below the other.
 
     `title` says what to see. Keys get their colours in the order in which they appear, those in `keys` first:
-    so a lesson can give a key the same colour in all its pictures.
+    so a lesson can give a key the same colour in all its pictures. `colour` is what the note below says that the
+    colour stands for, where `capture_log` was told to colour by something else than the record's key.
     """
     order = tuple(keys)
-    view = View(lambda models, least: _plan(models, least, order), _draw, _twin)
+    view = View(lambda models, least: _plan(models, least, order, colour), _draw, _twin)
     return Picture(title, _boards([logs] if isinstance(logs, Log) else list(logs)), view, subtitle)
 
 
@@ -231,7 +238,7 @@ class _Plan:
     tall: set[tuple[int, int]]  # the lanes with cells in them
 
 
-def _plan(models: Sequence[Sequence[_Board]], least: float, keys: Sequence[str] = ()) -> _Plan:
+def _plan(models: Sequence[Sequence[_Board]], least: float, keys: Sequence[str] = (), colour: str = "key") -> _Plan:
     strips = [
         ((at, row), strip)
         for boards in models
@@ -247,7 +254,7 @@ def _plan(models: Sequence[Sequence[_Board]], least: float, keys: Sequence[str] 
         gutter=PAD + max(names, default=0) + 14,
         cell=min(max([48.0, *(width + 16 for width in texts)]), 168.0),
         colours=Colours([*keys, *(cell.key for cell in cells)]),
-        notes=_notes(cells, marks),
+        notes=_notes(cells, marks, colour),
         levels={},
         tall={place for place, strip in strips if strip.places[0][0]},
     )
@@ -261,7 +268,7 @@ def _plan(models: Sequence[Sequence[_Board]], least: float, keys: Sequence[str] 
     return plan
 
 
-def _notes(cells: Iterable[Cell], marks: Iterable[Mark]) -> list[str]:
+def _notes(cells: Iterable[Cell], marks: Iterable[Mark], colour: str) -> list[str]:
     """How to read the signs, of those that occur."""
     kinds = {cell.kind for cell in cells} | {mark.kind for mark in marks}
     meanings = {
@@ -273,7 +280,7 @@ def _notes(cells: Iterable[Cell], marks: Iterable[Mark]) -> list[str]:
         "position": "▽ = position of a consumer",
         "stable": "last stable offset = read_committed stops here",
     }
-    notes = ["colour = key"] if any(cell.key is not None for cell in cells) else []
+    notes = [f"colour = {colour}"] if any(cell.key is not None for cell in cells) else []
     return notes + [meaning for kind, meaning in meanings.items() if kind in kinds]
 
 

@@ -1,0 +1,174 @@
+"""Maintainer's command: write what the documentation says of lessons and helpers from themselves.
+
+python -m tests.docs
+
+writes docs/reference.md, the table of parameters in docs/headless.md, and the words of the links to cells in
+docs/guarantees.md. `tests/test_docs.py` holds all three to what this would write.
+"""
+
+import inspect
+import re
+from pathlib import Path
+
+import papermill
+
+import helpers
+from helpers import bridge, pictures, questions
+from tests.lessons import LESSONS, NOTEBOOKS, read
+
+DOCS = Path(__file__).parents[1] / "docs"
+BEGIN, END = "<!-- made by `python -m tests.docs` -->", "<!-- end -->"
+
+REFERENCE = """\
+# The helpers
+
+What the lessons import beside kafka-python: a cluster, things to break, pictures, bounded reading. This page is made from
+their docstrings (`python -m tests.docs`).
+
+"""
+
+
+# -- parameters -------------------------------------------------------------------------------------------------
+
+
+def parameters() -> str:
+    """A table of every lesson's parameters, as papermill finds them."""
+    lines = ["| lesson | parameter | default | meaning |", "|---|---|---|---|"]
+    for path in LESSONS:
+        for name, facts in papermill.inspect_notebook(str(path)).items():
+            cells = [f"[{path.stem}](../notebooks/{path.name})", f"`{name}`", f"`{facts['default']}`", facts["help"]]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def with_parameters(page: str) -> str:
+    """The page about headless runs, with the table as it should be."""
+    before, rest = page.split(BEGIN)
+    _, after = rest.split(END)
+    return f"{before}{BEGIN}\n\n{parameters()}\n\n{END}{after}"
+
+
+# -- links to cells ---------------------------------------------------------------------------------------------
+
+CELL_LINK = re.compile(r"\[([^\]]*)\]\(\.\./notebooks/([\w.]+)#cell-id=([\w-]+)\)")
+
+
+def place(lesson: str, cell_id: str) -> str:
+    """Where a cell stands, in words: its lesson's number, and the last headings before it.
+
+    Raises:
+        KeyError: no such cell.
+    """
+    headings = {}
+    for cell in read(NOTEBOOKS / lesson).cells:
+        if cell.cell_type == "markdown":
+            for marks, heading in re.findall(r"^(##+) (.+)$", cell.source, re.M):
+                headings = {depth: text for depth, text in headings.items() if depth < len(marks)}
+                headings[len(marks)] = heading
+        elif cell.id == cell_id:
+            return f"{lesson[:2]}, {', '.join(heading.replace('`', '') for heading in headings.values())}"
+    raise KeyError(f"{lesson} has no code cell {cell_id}")
+
+
+def with_places(page: str) -> str:
+    """A page with the words of its links to cells as they should be."""
+    return CELL_LINK.sub(lambda link: f"[{place(link[2], link[3])}](../notebooks/{link[2]}#cell-id={link[3]})", page)
+
+
+# -- reference --------------------------------------------------------------------------------------------------
+
+
+def reference() -> str:
+    """The page of all public helpers."""
+    parts = [REFERENCE]
+    for module, names in (
+        (helpers, helpers.__all__),
+        (pictures, pictures.__all__),
+        (bridge, bridge.__all__),
+    ):
+        parts.append(f"## From `{module.__name__}`\n\n{inspect.getdoc(module)}\n\n")
+        parts += [described(getattr(module, name), name) for name in names if name != "LabError"]
+    parts.append("## The questions: `q1`, `q2`, …\n\n")
+    parts += [described(getattr(questions.Question, name), f"q1.{name}") for name in ("check", "hint", "solution")]
+    return "".join(parts).rstrip() + "\n"
+
+
+def described(thing, name: str, level: str = "###") -> str:
+    """A heading with the signature, and the docstring; of a class its public members too."""
+    text = f"{level} `{name}{_signature(thing)}`\n\n{_markdown(inspect.getdoc(thing) or '')}\n\n"
+    if inspect.isclass(thing):
+        text += "".join(described(member, f"{name}.{own}", "####") for own, member in _public(thing))
+    return text
+
+
+def _public(of: type) -> list:
+    members = [(name, member) for name, member in vars(of).items() if not name.startswith("_")]
+    return [(name, member) for name, member in members if inspect.isfunction(member) or isinstance(member, property)]
+
+
+def _signature(thing) -> str:
+    """As in the source, without `self`; annotations by their last name."""
+    if not callable(thing):
+        return ""
+    signature = inspect.signature(thing)
+    parts, marked = [], False
+    for parameter in signature.parameters.values():
+        if parameter.name == "self":
+            continue
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            marked = True
+        if parameter.kind is parameter.KEYWORD_ONLY and not marked:
+            parts.append("*")
+            marked = True
+        stars = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
+        part, equals = stars + parameter.name, "="
+        if parameter.annotation is not parameter.empty:
+            part, equals = f"{part}: {_annotation(parameter.annotation)}", " = "
+        if parameter.default is not parameter.empty:
+            part += equals + getattr(parameter.default, "__name__", repr(parameter.default))
+        parts.append(part)
+    returns = signature.return_annotation
+    gives = "" if returns in (signature.empty, None, "None") else f" -> {_annotation(returns)}"
+    return f"({', '.join(parts)}){gives}"
+
+
+def _annotation(annotation) -> str:
+    text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+    return re.sub(r"\b[a-z_]+(\.[a-z_]+)*\.(?=[A-Z])", "", text)
+
+
+def _markdown(docstring: str) -> str:
+    """A docstring of Google's style as Markdown: its arguments and errors become lists."""
+    blocks = []
+    for block in filter(None, docstring.split("\n\n")):
+        head, *lines = block.splitlines()
+        if head in ("Args:", "Raises:"):
+            items = re.split(r"^ {4}(?=[*\w, ]+: )", "\n".join(lines), flags=re.M)[1:]
+            named = [" ".join(item.split()).split(": ", 1) for item in items]
+            title = "Arguments:" if head == "Args:" else head
+            blocks.append("\n".join([title, "", *(f"- `{name}`: {meaning}" for name, meaning in named)]))
+        elif head == "Returns:":
+            blocks.append(f"Returns: {' '.join(' '.join(lines).split())}")
+        else:
+            blocks.append(block)
+    return "\n\n".join(blocks)
+
+
+def pages() -> dict[Path, str]:
+    """What each page should say."""
+    headless, guarantees = DOCS / "headless.md", DOCS / "guarantees.md"
+    return {
+        DOCS / "reference.md": reference(),
+        headless: with_parameters(headless.read_text()),
+        guarantees: with_places(guarantees.read_text()),
+    }
+
+
+def main() -> None:
+    """Write them."""
+    for path, text in pages().items():
+        path.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
