@@ -27,10 +27,10 @@ import jpype
 from helpers import java
 from helpers.conversions import TOMBSTONE, explained, java_errors, json_serde
 from helpers.errors import LabError
-from helpers.java import java_config, java_log, kafka_class, start_java
+from helpers.java import java_config, kafka_class, start_java
 from helpers.waiting import wait_until
 
-__all__ = ["TOMBSTONE", "Streams", "application_id", "java_config", "java_log", "json_serde", "start_java"]
+__all__ = ["TOMBSTONE", "Streams", "application_id", "java_config", "json_serde", "start_java"]
 
 STRINGS = "org.apache.kafka.common.serialization.Serdes$StringSerde"
 # How the names of Kafka Streams' internal topics end; its application reset tool tells them in the same way.

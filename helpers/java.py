@@ -74,12 +74,6 @@ def folder() -> str:
     return str(_files.folder)
 
 
-def java_log() -> str:
-    """What Java's side (Kafka's clients, Kafka Streams) has logged in this process."""
-    with open(f"{folder()}/java.log", errors="replace") as log:
-        return log.read()
-
-
 def kafka_class(name: str):
     """A Java class by its name below `org.apache.kafka`, e.g. "streams.KafkaStreams"."""
     return jpype.JClass(f"org.apache.kafka.{name}")

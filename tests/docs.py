@@ -22,8 +22,8 @@ BEGIN, END = "<!-- made by `python -m tests.docs` -->", "<!-- end -->"
 REFERENCE = """\
 # The helpers
 
-What the lessons import beside kafka-python: a cluster, things to break, pictures, bounded reading. This page is made from
-their docstrings (`python -m tests.docs`).
+What the lessons import beside kafka-python: a cluster, things to break, pictures, bounded reading. This page is made
+from their docstrings (`python -m tests.docs`).
 
 """
 

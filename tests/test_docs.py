@@ -1,12 +1,13 @@
 """docs/: made from what it describes, and each link goes somewhere."""
 
 import re
-from pathlib import Path
 from urllib.parse import urlparse
 
 import pytest
 import yaml
 
+import helpers
+from helpers import bridge, pictures
 from helpers.commands import cli
 from helpers.store import KAFKA_VERSION
 from tests import docs
@@ -117,6 +118,15 @@ def test_the_reference_has_what_lessons_import():
                     assert re.search(rf"^### `{name}[(`]", reference, re.M) or name == "LabError", name
 
 
+@pytest.mark.parametrize("module", [helpers, bridge, pictures], ids=lambda module: module.__name__)
+def test_what_nobody_uses_is_not_offered(module):
+    used = "\n".join(cell.source for path in LESSONS for cell in code_cells(read(path)))
+    used += "\n".join(path.read_text() for path in [*ROOT.glob("exercises/*.py"), *ROOT.glob("tests/test_*.py")])
+    assert not [name for name in module.__all__ if not re.search(rf"\b{name}\b", used)]
+
+
 def test_arguments_become_a_list():
-    text = docs._markdown("Does it.\n\nArgs:\n    one: the first,\n        over two lines.\n    **two: more.\n\nReturns:\n    It.")
+    text = docs._markdown(
+        "Does it.\n\nArgs:\n    one: the first,\n        over two lines.\n    **two: more.\n\nReturns:\n    It."
+    )
     assert text == "Does it.\n\nArguments:\n\n- `one`: the first, over two lines.\n- `**two`: more.\n\nReturns: It."
