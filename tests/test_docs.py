@@ -101,11 +101,6 @@ def test_a_link_to_a_cell_that_is_gone_is_found():
         docs.with_places("[x](../notebooks/01_producer_consumer.ipynb#cell-id=nowhere)")
 
 
-def test_every_lesson_has_a_guarantee():
-    linked = {lesson for _, lesson, _ in docs.CELL_LINK.findall(GUARANTEES)}
-    assert linked == {path.name for path in LESSONS}
-
-
 # -- reference.md --
 
 
