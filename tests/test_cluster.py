@@ -312,6 +312,21 @@ def test_with_no_broker_left_one_is_told_to_restart_it(one):
     assert one.alive() and values(one, topic) == [b"a"]
 
 
+def test_a_topic_that_goes_away_while_its_configs_are_taken_back_is_no_error(one, monkeypatch):
+    topic = one.topic("fleeting", config={"retention.ms": 1000})
+    describe_configs = one._admin.describe_configs
+
+    def describe_and_lose(resources):
+        found = describe_configs(resources)
+        one._admin.delete_topics([topic])
+        wait_until(lambda: topic not in one._admin.list_topics(), "the topic to be gone")
+        return found
+
+    monkeypatch.setattr(one._admin, "describe_configs", describe_and_lose)
+    one._delete_topics([topic])
+    assert topic not in one._admin.list_topics()
+
+
 def test_the_config_of_an_earlier_topic_does_not_come_back_with_a_restart(one):
     """As Kafka 4.3.1 would do, if `topic` did not take it back."""
     one.topic("orders", config={"retention.ms": 1})
