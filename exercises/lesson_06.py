@@ -177,17 +177,17 @@ def reserve_once(engine, message):
     solution='''
 def reserve_once(engine, message):
     """Put one piece of the item aside for this saga; the process may die, and the message may come again."""
-    note = "INSERT INTO reservations VALUES (:saga_id, :item) ON CONFLICT DO NOTHING"
+    note = "INSERT INTO reservations VALUES (:saga_id, :item) ON CONFLICT DO NOTHING RETURNING saga_id"
     reserve = "UPDATE stock SET free = free - 1, reserved = reserved + 1 WHERE item = :item"
     with engine.begin() as transaction:
-        noted = transaction.execute(text(note), {"saga_id": message["saga_id"], **message["data"]})
-        if noted.rowcount == 1:
+        new = transaction.execute(text(note), {"saga_id": message["saga_id"], **message["data"]}).first()
+        if new:
             transaction.execute(text(reserve), message["data"])
 ''',
     judge=_judge_reserve_once,
     hints=[
         "The table `reservations (saga_id, item)` is there for a note that this saga has its piece already.",
-        "`INSERT … ON CONFLICT DO NOTHING` writes the note if there is none; its `rowcount` tells whether it did.",
+        "`INSERT … ON CONFLICT DO NOTHING RETURNING saga_id` gives a row only if it wrote one.",
         "Note and work belong into the same `with engine.begin()`: then either both are there, or neither is.",
     ],
     why="Kafka may deliver any record twice; the database is where 'once' is decided.",
@@ -247,8 +247,8 @@ def noted(transaction, message, step):
 
 def note(transaction, message):
     """Note this message's step; False if the note was there already."""
-    written = text("INSERT INTO notes VALUES (:saga_id, :step) ON CONFLICT DO NOTHING")
-    return transaction.execute(written, message).rowcount == 1
+    written = text("INSERT INTO notes VALUES (:saga_id, :step) ON CONFLICT DO NOTHING RETURNING step")
+    return transaction.execute(written, message).first() is not None
 
 
 reserve_one = text("UPDATE stock SET free = free - 1, reserved = reserved + 1 WHERE item = :item")

@@ -1,7 +1,5 @@
 """The questions of lesson 06: starter, solution, and plausible wrong answers, each told apart."""
 
-import pytest
-
 from exercises.lesson_06 import q1, q2, q3, q4
 from helpers.questions import hold
 from tests.lessons import NOTEBOOKS, code_cells, read
@@ -53,7 +51,7 @@ def reserve_once(engine, message):
             q2.changed('{"saga_id": message["saga_id"], **message["data"]}', '{"saga_id": "cup", "item": "cup"}'): (
                 "not by the item"
             ),
-            q2.changed("if noted.rowcount == 1:", "if True:"): "in it already",
+            q2.changed("if new:", "if True:"): "in it already",
         },
         cluster,
         SETUP,
@@ -95,19 +93,3 @@ def test_q4(cluster, database):
         SETUP,
         database=database,
     )
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    from helpers import Cluster
-
-    with Cluster() as cluster:
-        yield cluster
-
-
-@pytest.fixture(scope="module")
-def database():
-    from helpers import Database
-
-    with Database() as database:
-        yield database
