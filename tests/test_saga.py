@@ -369,8 +369,8 @@ class TextbookSagas(Sagas):
         return SimpleNamespace(get=lambda timeout: None)
 
 
-MANY = settings(
-    max_examples=30,
+FEW = settings(
+    max_examples=15,
     stateful_step_count=40,
     deadline=None,
     derandomize=True,  # the same accidents in each run: a build that fails can be repeated
@@ -378,7 +378,7 @@ MANY = settings(
 )
 
 
-def run_machine(lesson, machine, saga, settings=MANY):
+def run_machine(lesson, machine, saga, settings=FEW):
     # A saga that finds the last piece reserved waits, as in the lesson's point on isolation.
     waits = lesson.replace(saga["RESERVE_INVENTORY"], wait_while="SELECT reserved > 0 FROM stock WHERE item = :item")
     shop = lesson.open_safe_shop(
@@ -398,10 +398,16 @@ def test_no_order_of_accidents_spoils_the_books(lesson):
 
 
 def test_nor_with_an_orchestrator(lesson):
-    run_machine(lesson, OrchestratedSagas, lesson.ORCHESTRATED, settings(MANY, max_examples=15))
+    run_machine(lesson, OrchestratedSagas, lesson.ORCHESTRATED, settings(FEW, max_examples=8))
 
 
-FIRST = settings(MANY, max_examples=100, phases=[Phase.generate])  # to the first failure, without a shortest example
+@pytest.mark.full
+def test_nor_do_many_more_of_them(lesson):
+    run_machine(lesson, Sagas, lesson.SAFE_SAGA, settings(FEW, max_examples=80))
+    run_machine(lesson, OrchestratedSagas, lesson.ORCHESTRATED, settings(FEW, max_examples=40))
+
+
+FIRST = settings(FEW, max_examples=100, phases=[Phase.generate])  # to the first failure, without a shortest example
 
 
 def test_the_textbook_does_not_survive_them(lesson):
