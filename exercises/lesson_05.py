@@ -190,14 +190,14 @@ def _explain_sum(counted: list[int], offsets: list) -> None:
             f"orders {twice} are counted more than once",
             wanted,
             "The sum was committed, and then the process died before the offset was: "
-            "both belong into the same `with engine.begin()`.",
+            "both belong in the same `with engine.begin()`.",
         )
     if never:
         raise Wrong(
             f"orders {never} are not counted",
             wanted,
             "The offset was committed, and then the process died before the sum was: "
-            "both belong into the same `with engine.begin()`.",
+            "both belong in the same `with engine.begin()`.",
         )
 
 

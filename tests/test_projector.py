@@ -6,6 +6,7 @@ lesson's naive projectors do not survive the same kills.
 """
 
 import ast
+import contextlib
 import itertools
 import multiprocessing
 import os
@@ -27,7 +28,8 @@ from tests.lessons import NOTEBOOKS, code_cells, read
 
 EXAMPLES = 60
 TAKEN = ["change", "PUT", "DELETE", "COUNT", "MOVE", "update_query_model", "new_read_models", "naive_projector",
-         "apply_once", "patiently", "next_offsets", "SeekToProjected", "projector"]  # fmt: skip
+         "apply_once", "patiently", "next_offsets", "SeekToProjected", "projector",
+         "apply_patiently"]  # fmt: skip
 PROJECTORS = {"projector": (), "auto-commit": (), "commit first": (True,)}
 forked = multiprocessing.get_context("forkserver")
 forked.set_forkserver_preload([__name__])
@@ -69,6 +71,13 @@ def lesson() -> dict:
 
 
 # -- the projector's process -------------------------------------------------------------------------------------------
+
+
+def run_patiently(job: tuple, waits) -> None:
+    """The whole process: run the projector that waits for its database; say so when it does."""
+    names = lesson()
+    names["point"] = lambda name: name == "waits for the database" and waits.set()
+    names["projector"](*job, names["apply_patiently"])
 
 
 def run(kind: str, job: tuple, dies_at: int | None) -> None:
@@ -144,18 +153,26 @@ class Shop:
             each.close()
         self.engine.dispose()
 
-    def check(self, kind: str, events: list[dict], dies_at: list[int]) -> None:
-        """Project the events, with a crash at each of these effects; compare with the fold of the log."""
-        number = next(self.numbers)
-        topic, group = self.cluster.topic("domain-events"), f"query-model-updater-{number}"
+    def begin(self, events: list[dict]) -> tuple:
+        """Empty read models, and a log with these events; returns the job of a projector."""
+        topic, group = self.cluster.topic("domain-events"), f"query-model-updater-{next(self.numbers)}"
         for each in events:
             self.producer.send(topic, each, key=each["customer"].encode())
         self.producer.flush()
         self.lesson["new_read_models"](self.engine)
-        job = (self.cluster.connection, self.url, topic, group, len(events) - 1)
+        return self.cluster.connection, self.url, topic, group, len(events) - 1
+
+    def check(self, kind: str, events: list[dict], dies_at: list[int]) -> None:
+        """Project the events, with a crash at each of these effects; compare with the fold of the log."""
+        job = self.begin(events)
+        group = job[3]
         for effect in [*dies_at, None]:
             if self.next_offset(kind, group) < len(events):
                 self.deaths += self.run(kind, job, effect) == -signal.SIGKILL
+        self.compare(events)
+
+    def compare(self, events: list[dict]) -> None:
+        """The read models are the fold of the events."""
         with self.engine.connect() as connection:
             orders = connection.execute(text("SELECT * FROM orders_by_customer ORDER BY number")).all()
             sold = connection.execute(text("SELECT * FROM best_sellers")).all()
@@ -206,3 +223,21 @@ def test_killed_anywhere_the_read_models_are_the_fold_of_the_log(shop):
 def test_the_naive_projectors_fail_the_same_search(shop, kind):
     with pytest.raises(AssertionError, match="=="):
         search(shop, kind)
+
+
+def test_a_dead_database_is_waited_for_from_the_start(shop):
+    """It is away when the projector is given its partitions, where the lesson takes it away later."""
+    order = {"customer": "ann", "goods": "tea", "quantity": 1, "type": "ORDER_PLACED"}
+    events = [order | {"order": number} for number in (1, 2, 3)]
+    with Database(embedded=True) as database, contextlib.closing(Shop(shop.cluster, database)) as own:
+        job = own.begin(events)
+        database.kill()
+        waits = forked.Event()
+        process = forked.Process(target=run_patiently, args=(job, waits), daemon=True)
+        process.start()
+        assert waits.wait(30)
+        database.restart()
+        process.join(30)
+        assert process.exitcode == 0
+        own.engine.dispose()  # its connections died with the database
+        own.compare(events)
