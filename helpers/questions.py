@@ -75,7 +75,7 @@ class Card:
             heading = f"<b>{_to_html(_heading(label, fact))}</b>"
             rows.append(f'<div style="white-space: pre-wrap; margin-top: 0.3em">{heading}{_to_html(fact)}</div>')
         if self.picture is not None:
-            rows.append(_picture_as_html(self.picture))
+            rows.append(picture_as_html(self.picture))
         style = f"border-left: 6px solid {colour}; background: {colour}22; padding: 0.5em 1em; max-width: 60em"
         return {"text/html": f'<div style="{style}">{"".join(rows)}</div>', "text/plain": repr(self)}
 
@@ -454,7 +454,7 @@ def _to_html(text: str) -> str:
     return re.sub(r"`([^`\n]+)`", r"<code>\1</code>", html.escape(text))
 
 
-def _picture_as_html(picture) -> str:
+def picture_as_html(picture) -> str:
     """The picture itself with its text as the alternative, or the text alone where pictures are switched off."""
     data, metadata = picture._repr_mimebundle_()
     text = html.escape(data["text/plain"])

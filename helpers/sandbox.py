@@ -205,13 +205,13 @@ def _close(client) -> None:
 
 
 @contextlib.contextmanager
-def own_cluster(brokers: int):
+def own_cluster(brokers: int, purpose: str = "check"):
     """Embedded brokers beside those of the notebook; a plain `Cluster(brokers=…)` would stop the notebook's own."""
     from helpers.cluster import EmbeddedCluster
 
     class OwnCluster(EmbeddedCluster):
         def _begin(self, key):
-            super()._begin(("check", key))
+            super()._begin((purpose, key))
 
     with OwnCluster(brokers) as cluster:
         yield cluster

@@ -123,6 +123,15 @@ def test_lab_without_network_says_so_and_opens(notebooks, tmp_path, empty_cache,
     assert len(opened) == 1
 
 
+def test_lab_prepares_without_opening_anything(notebooks, tmp_path, opened, monkeypatch):
+    result = call("lab", "--prepare", "--notebooks", notebooks, "--dir", tmp_path / "work")
+    assert result.exit_code == 0 and "(2 copied there now)" in result.output and not opened
+    monkeypatch.setenv("COURSE_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("COURSE_MAVEN_MIRROR", NOWHERE)
+    result = call("lab", "--prepare", "--notebooks", notebooks, "--dir", tmp_path / "work")
+    assert result.exit_code == 1 and "could not be fetched" in result.output and not opened
+
+
 def test_lab_with_an_external_cluster_fetches_nothing(notebooks, tmp_path, empty_cache, opened, monkeypatch):
     monkeypatch.setenv("COURSE_BOOTSTRAP_SERVERS", "127.0.0.1:9")
     result = call("lab", "--notebooks", notebooks, "--dir", tmp_path / "work")

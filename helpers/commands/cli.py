@@ -67,11 +67,14 @@ def commands() -> None:
     """
 
 
-@commands.command(context_settings={"ignore_unknown_options": True}, options_metavar="[--dir DIR] [JUPYTER OPTIONS]...")
+@commands.command(
+    context_settings={"ignore_unknown_options": True}, options_metavar="[--dir DIR] [--prepare] [JUPYTER OPTIONS]..."
+)
 @_folder
+@click.option("--prepare", is_flag=True, help="Make the copies and fetch Kafka, and open nothing.")
 @_notebooks
 @click.argument("jupyter_options", nargs=-1, type=click.UNPROCESSED, metavar="")
-def lab(folder: Path, notebooks: Path, jupyter_options: tuple[str, ...]) -> None:
+def lab(folder: Path, prepare: bool, notebooks: Path, jupyter_options: tuple[str, ...]) -> None:
     """Open JupyterLab on your own copies of the lessons.
 
     A lesson that is not in your folder yet is copied there. One whose lesson has a new version since is brought to it:
@@ -81,9 +84,13 @@ def lab(folder: Path, notebooks: Path, jupyter_options: tuple[str, ...]) -> None
     Every other option goes to JupyterLab: --no-browser, --port 9000, --ip 0.0.0.0, ... (all of them: `jupyter lab
     --help`).
     """
-    from helpers.commands.jupyter import open_lab
+    from helpers.commands import jupyter
 
-    open_lab(notebooks, folder, list(jupyter_options))
+    if prepare:
+        jupyter.copy(notebooks, folder.absolute())
+        jupyter.fill_cache()
+    else:
+        jupyter.open_lab(notebooks, folder, list(jupyter_options))
 
 
 @commands.command()

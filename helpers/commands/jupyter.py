@@ -11,6 +11,24 @@ from helpers.commands.copies import copy_lessons
 from helpers.errors import LabError
 
 
+def copy(notebooks: Path, folder: Path) -> list[Path]:
+    """Make the copies ready, and say what became of them; returns those that were made now."""
+    made, carried = copy_lessons(notebooks, folder)
+    click.echo(f"Your lessons are in {folder}" + (f" ({len(made)} copied there now)." if made else "."))
+    for each in carried:
+        click.secho(str(each), fg="yellow" if each.broken else None)
+    return made
+
+
+def fill_cache() -> None:
+    """Fill the cache, so that the first cell starts in a second; an external cluster needs none."""
+    from helpers.cluster import train
+    from helpers.fetch import prepare
+
+    if not os.environ.get("COURSE_BOOTSTRAP_SERVERS"):  # a lesson that wants brokers all the same fills it itself
+        prepare(train)
+
+
 def open_lab(notebooks: Path, folder: Path, options: list[str]) -> None:
     """Make the copies and the cache ready, then become JupyterLab: this process is replaced and does not return.
 
@@ -22,11 +40,13 @@ def open_lab(notebooks: Path, folder: Path, options: list[str]) -> None:
     if importlib.util.find_spec("jupyterlab") is None:
         raise LabError("JupyterLab is not installed in this Python: pip install -r requirements.txt.")
     folder = folder.absolute()
-    made, carried = copy_lessons(notebooks, folder)
-    click.echo(f"Your lessons are in {folder}" + (f" ({len(made)} copied there now)." if made else "."))
-    for each in carried:
-        click.secho(str(each), fg="yellow" if each.broken else None)
-    _prepare_cache()
+    made = copy(notebooks, folder)
+    try:
+        fill_cache()
+    except LabError as error:  # the lessons can be read at least
+        click.secho(str(error), fg="yellow", err=True)
+        later = "JupyterLab opens all the same; the first cell that starts a cluster will try again."
+        click.secho(later, fg="yellow", err=True)
     click.echo("Opening JupyterLab. Ctrl-C here ends it.")
     sys.stdout.flush()
     # One process: a signal, or a container's stop, goes to JupyterLab itself, and nothing of ours can be left over.
@@ -62,19 +82,3 @@ def environment(folder: Path) -> dict[str, str]:
     find `helpers`. The folder is where progress is kept.
     """
     return dict(os.environ, JUPYTER_PREFER_ENV_PATH="1", COURSE_WORK_DIR=str(folder))
-
-
-def _prepare_cache() -> None:
-    """Fill the cache, so that the first cell starts in a second. Where that fails, the lessons can be read at least."""
-    from helpers.cluster import train
-    from helpers.fetch import prepare
-
-    if os.environ.get("COURSE_BOOTSTRAP_SERVERS"):
-        return  # a lesson that wants brokers of its own all the same fills the cache itself
-    try:
-        prepare(train)
-    except LabError as error:
-        click.secho(str(error), fg="yellow", err=True)
-        click.secho(
-            "JupyterLab opens all the same; the first cell that starts a cluster will try again.", fg="yellow", err=True
-        )
