@@ -11,6 +11,7 @@ from tests.lessons import LESSONS, read, tagged
 from tests.owners import environment, left_over, processes_of
 
 KINDS = {"01": play.brokers, "02": play.group, "09": play.keys, "10": play.transaction}
+PLAYED = [path for path in LESSONS if path.name[:2] in ("01", "09")]
 
 
 @pytest.mark.parametrize(
