@@ -278,7 +278,7 @@ class _Brokers(Play):
         log = capture_log(self.cluster, self.topic, label=_order, timeout=3)
 
         def draw():
-            parts = [table_view(rows, "brokers", "", keys=list(rows)), log_view(log, "", keys=CUSTOMERS)]
+            parts = [table_view(rows, "brokers", "", keys=[*CUSTOMERS, *rows]), log_view(log, "", keys=CUSTOMERS)]
             return stacked(parts, "What the brokers are doing, and what is on the log")
 
         return (rows, log), draw
@@ -314,8 +314,8 @@ class _Group(Play):
         if not free:
             return "Five consumers on four partitions are enough: one of them has nothing to do already."
         self.members[free[0]] = _Member(self, free[0])
-        self._settle(f"{free[0]} joins")
-        return f"{free[0]} has joined. {self._owners()}"
+        self._settle(f"+ {free[0]}")
+        return f"{free[0]} has joined. Partitions of {self._owners()}."
 
     def remove(self) -> str:
         if not self.members:
@@ -323,8 +323,8 @@ class _Group(Play):
         name, member = next(iter(self.members.items()))
         member.leave()
         del self.members[name]
-        self._settle(f"{name} leaves")
-        return f"{name} has left. {self._owners()}"
+        self._settle(f"− {name}")
+        return f"{name} has left. " + (f"Partitions of {self._owners()}." if self.members else "Nobody reads.")
 
     def _settle(self, moment: str) -> None:
         """Wait until each partition has an owner, and none more than another by two."""
@@ -345,7 +345,7 @@ class _Group(Play):
     def _owners(self) -> str:
         owners = self._now()
         shares = {name: [str(p) for p, names in owners.items() if name in names] for name in self.members}
-        return "; ".join(f"{name}: {'partitions ' + ', '.join(s) if s else 'none'}" for name, s in shares.items())
+        return "; ".join(f"{name}: {', '.join(share) or 'none'}" for name, share in shares.items())
 
     def look(self):
         from dataclasses import replace
@@ -356,7 +356,7 @@ class _Group(Play):
 
         model = self.recorder.model()
         log = capture_log(self.cluster, self.topic, [self.group], label=_order, timeout=3)
-        moments = model.moments[-5:]
+        moments = model.moments[-4:]
         start = moments[0].time - 1 if moments else 0
         spans = tuple(replace(s, start=max(s.start, start)) for s in model.spans if s.end > start)
         shown = replace(model, spans=spans, moments=moments)
@@ -526,7 +526,7 @@ class _Transaction(Play):
             for level in ("read_committed", "read_uncommitted"):
                 records = read_topic(self.cluster, self.topic, level, value_deserializer=JsonSerializer(), timeout=5)
                 rows[level] = {"reads the orders": ", ".join(str(r.value["order"]) for r in records) or "none"}
-            parts = [log_view(log, "", keys=CUSTOMERS), table_view(rows, "readers", "", keys=list(rows))]
+            parts = [log_view(log, "", keys=CUSTOMERS), table_view(rows, "readers", "", keys=[*CUSTOMERS, *rows])]
             return stacked(parts, "What is on the log, and who reads what of it")
 
         return log, draw
