@@ -65,12 +65,16 @@ class JupyterLab:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         self.address = f"http://127.0.0.1:{port}"
+        # All cells in the page at once, not as one comes to them: else each scroll takes seconds.
+        settings = folder / "settings" / "@jupyterlab" / "notebook-extension"
+        settings.mkdir(parents=True)
+        (settings / "tracker.jupyterlab-settings").write_text('{"windowingMode": "none"}')
         command = [sys.executable, "-m", "helpers", "lab", "--dir", self.work, "--no-browser", "--allow-root"]
         with open(folder / "lab.log", "w") as log:
             # `exposeAppInBrowser` gives scripts of this test the application object
             self.process = subprocess.Popen(
                 [*command, f"--port={port}", "--IdentityProvider.token=test", "--LabApp.expose_app_in_browser=True"],
-                stdout=log, stderr=log, env=environment(self.temp),
+                stdout=log, stderr=log, env=environment(self.temp) | {"JUPYTERLAB_SETTINGS_DIR": str(folder / "settings")},
             )  # fmt: skip
         wait_until(lambda: self.api("GET", "status"), "JupyterLab", timeout=90, pause=0.2, retry=(OSError,))
 
@@ -87,6 +91,8 @@ class JupyterLab:
         kernel = f"{PANEL}?.sessionContext?.session?.kernel"
         ready = f"return {kernel}?.status == 'idle' && {PANEL}.context.isReady && {CELLS}.length > 9"
         wait_until(lambda: self.script(f"try {{ {ready} }} catch (e) {{ return false }}"), "the lesson", 90, 0.3)
+        attached = f"return {CELLS}.every(c => c.isAttached)"
+        wait_until(lambda: self.script(attached), "all cells to be in the page", 60, 0.1)
 
     def close(self) -> list:
         """Save, end the kernel, and give what is left over of its brokers."""
@@ -215,16 +221,22 @@ def pictures(outputs) -> int:
     return sum("image/png" in output.get("data", {}) for cell in outputs for output in cell)
 
 
-def assert_all_pictures_shown(lab) -> None:
-    """Scroll through all pictures: each is drawn, and wide enough to be read."""
-    drawn = (
-        f"const all = [...{CELLS}[arguments[0]].node.querySelectorAll('.jp-RenderedImage img')];"
-        "return all.length && all.every(i => i.complete && i.naturalWidth > 100 && i.clientWidth > 100)"
-    )
-    for index, cell in enumerate(lab.outputs()):
-        if pictures([cell]):
-            lab.show(index)
-            wait_until(lambda index=index: lab.script(drawn, index), f"a picture of cell {index}", 10, 0.05)
+LOOK_AT_PICTURES = """
+const done = arguments[arguments.length - 1], odd = [];
+(async () => {
+  for (const image of document.querySelectorAll('.jp-OutputArea .jp-RenderedImage img')) {
+    image.scrollIntoView();
+    await image.decode();
+    if (image.naturalWidth < 100 || image.clientWidth < 100) odd.push(image.outerHTML.slice(0, 100));
+  }
+  done([document.querySelectorAll('.jp-OutputArea .jp-RenderedImage img').length, odd]);
+})().catch(error => done([0, [String(error)]]));
+"""
+
+
+def assert_all_pictures_shown(lab, count: int) -> None:
+    """Scroll through all pictures: each can be decoded, and is wide enough to be read."""
+    assert lab.browser.execute_async_script(LOOK_AT_PICTURES) == [count, []]
 
 
 def move_slider(lab, index: int) -> None:
@@ -247,7 +259,7 @@ def test_run_all(path, lab):
     assert pictures(got) == pictures(cell.outputs for cell in code_cells(read(path)))
     for theme in ("Light", "Dark"):
         lab.theme(theme)
-        assert_all_pictures_shown(lab)
+        assert_all_pictures_shown(lab, pictures(got))
         lab.screenshot(f"{path.stem}-{theme}")
     sliders = [i for i, cell in enumerate(got) if any("widget-view" in str(o.get("data", {}).keys()) for o in cell)]
     films = [i for i in sliders if pictures([got[i]])]
