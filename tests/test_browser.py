@@ -69,12 +69,13 @@ class JupyterLab:
         settings = folder / "settings" / "@jupyterlab" / "notebook-extension"
         settings.mkdir(parents=True)
         (settings / "tracker.jupyterlab-settings").write_text('{"windowingMode": "none"}')
+        variables = environment(self.temp) | {"JUPYTERLAB_SETTINGS_DIR": str(folder / "settings")}
         command = [sys.executable, "-m", "helpers", "lab", "--dir", self.work, "--no-browser", "--allow-root"]
         with open(folder / "lab.log", "w") as log:
             # `exposeAppInBrowser` gives scripts of this test the application object
             self.process = subprocess.Popen(
                 [*command, f"--port={port}", "--IdentityProvider.token=test", "--LabApp.expose_app_in_browser=True"],
-                stdout=log, stderr=log, env=environment(self.temp) | {"JUPYTERLAB_SETTINGS_DIR": str(folder / "settings")},
+                stdout=log, stderr=log, env=variables,
             )  # fmt: skip
         wait_until(lambda: self.api("GET", "status"), "JupyterLab", timeout=90, pause=0.2, retry=(OSError,))
 
