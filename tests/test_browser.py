@@ -277,7 +277,13 @@ def has_films(path: Path) -> bool:
 WRONG = {
     q1: (q1.changed('auto_offset_reset="earliest"', 'auto_offset_reset="latest"'), "auto_offset_reset"),
     q2: ("def place_order(producer, topic, order):\n    return producer.send(topic, order)", "buffer only"),
-    q3: (q3.changed("consumer.commit()", "pass"), "packed twice"),
+    q3: (
+        q3.changed(
+            "        pack(record.value)\n        consumer.commit()",
+            "        consumer.commit()\n        pack(record.value)",
+        ),
+        "commit came before",
+    ),
     q4: (q4.changed(", key=record.key", ""), "key"),
 }
 

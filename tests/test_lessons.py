@@ -69,9 +69,11 @@ def test_has_one_cell_of_parameters_that_are_plain_values(lesson):
     assert all(re.match(r"[a-z_]+ = [\w.\"']+( *#.*)?$", line) for line in cell.source.splitlines())
 
 
-def test_ends_by_stopping_the_cluster(lesson):
-    assert "cluster.stop()" in code_cells(lesson)[-1].source
-    assert lesson.cells[-1] is code_cells(lesson)[-1]
+def test_ends_by_stopping_the_cluster_and_saying_how_many_questions_are_right(path, lesson):
+    last = code_cells(lesson)[-1]
+    assert lesson.cells[-1] is last and last.source.endswith("cluster.stop()\nq1.progress()")
+    said = f"Lesson {path.name[:2]}: 0 of {len(questions(path))} questions right\n"
+    assert last.outputs[-1].data["text/plain"].startswith(said)
 
 
 def test_cells_are_short_and_explained(lesson):
