@@ -274,16 +274,11 @@ def has_films(path: Path) -> bool:
     return any(f"{word}(" in cell.source for cell in code_cells(read(path)) for word in (Film.__name__, ".film"))
 
 
+COMMIT_FIRST = "consumer.commit()\n        pack(record.value)"
 WRONG = {
     q1: (q1.changed('auto_offset_reset="earliest"', 'auto_offset_reset="latest"'), "auto_offset_reset"),
     q2: ("def place_order(producer, topic, order):\n    return producer.send(topic, order)", "buffer only"),
-    q3: (
-        q3.changed(
-            "        pack(record.value)\n        consumer.commit()",
-            "        consumer.commit()\n        pack(record.value)",
-        ),
-        "commit came before",
-    ),
+    q3: (q3.answer.replace("pack(record.value)\n        consumer.commit()", COMMIT_FIRST), "commit came before"),
     q4: (q4.changed(", key=record.key", ""), "key"),
 }
 
