@@ -342,6 +342,36 @@ def test_interrupted_and_restarted_in_the_middle(lab):
     assert lab.close() == []
 
 
+def test_a_panel_to_play_with(lab):
+    """Its buttons work on a living cluster, its picture follows, and a restarted kernel leaves nothing of it."""
+    (path,) = [path for path in LESSONS if path.name.startswith("09")]
+    lab.open(path)
+    cell = lab.tagged("play")
+    lab.run(cell)
+
+    def click(label: str, said: str) -> None:
+        (button,) = [b for b in lab.show(cell).find_elements(By.TAG_NAME, "button") if b.text == label]
+        wait_until(button.is_enabled, f"{label} to be there", 60, 0.05)
+        button.click()
+        wait_until(lambda: said in lab.text(cell), said, 60, 0.1)
+
+    def alternative() -> str:
+        return lab.script(f"return {CELLS}[arguments[0]].node.querySelector('img')?.alt ?? ''", cell)
+
+    click("Start", "Ready.")
+    click("eve orders", "Order 1 of eve: partition 2, offset 0.")
+    click("Add a partition", "The topic has 4 partitions now.")
+    click("eve orders", "Until now eve's orders went to partition 2!")
+    wait_until(lambda: "partition 0: 0 eve: order 2" in alternative(), "the picture to follow", 20, 0.1)
+    for theme in ("Dark", "Light"):
+        lab.theme(theme)
+        lab.screenshot(f"play-{theme}")
+    assert processes_of(lab.temp)
+    lab.browser.execute_async_script(f"{PANEL}.sessionContext.session.kernel.restart().then(arguments[0])")
+    assert lab.left_over() == []
+    assert lab.close() == []
+
+
 @each_lesson
 def test_as_html_all_pictures_are_there_without_a_kernel(path, browser, tmp_path):
     """As `jupyter nbconvert --to html` renders it, from a folder without anything else."""
