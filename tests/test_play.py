@@ -11,12 +11,10 @@ from tests.lessons import LESSONS, read, tagged
 from tests.owners import environment, left_over, processes_of
 
 KINDS = {"01": play.brokers, "02": play.group, "09": play.keys, "10": play.transaction}
-PLAYED = [path for path in LESSONS if path.name[:2] in ("01", "09", "10")]
+PLAYED = [path for path in LESSONS if path.name[:2] in KINDS]
 
 
-@pytest.mark.parametrize(
-    "path", [path for path in LESSONS if path.name[:2] in ("01", "09", "10")], ids=lambda path: path.stem
-)
+@pytest.mark.parametrize("path", [path for path in LESSONS if path.name[:2] in KINDS], ids=lambda path: path.stem)
 def test_the_lesson_has_its_panel_as_a_text(path):
     (cell,) = tagged(read(path), "play")
     kind = KINDS[path.name[:2]]
