@@ -380,10 +380,10 @@ class _Member(threading.Thread):
         super().__init__(name=f"play {name}", daemon=True)
         self._consumer = KafkaConsumer(
             **play.cluster.connection, group_id=play.group, client_id=name, auto_offset_reset="earliest",
-            heartbeat_interval_ms=100, auto_commit_interval_ms=200,
+            heartbeat_interval_ms=100, enable_auto_commit=False,
         )  # fmt: skip
-        self._consumer.partitions_for_topic(play.topic)  # kafka-python may join without its share before it knows them
         self._consumer.subscribe([play.topic], listener=play.recorder.listener(name))
+        self._consumer.partitions_for_topic(play.topic)  # before it joins: see lesson 02
         self._play, self._name, self._leaving = play, name, False
         self.start()
 
@@ -391,7 +391,8 @@ class _Member(threading.Thread):
         """Read until it is told to leave."""
         with contextlib.suppress(Exception):  # brokers that are gone
             while not self._leaving:
-                self._consumer.poll(timeout_ms=300)
+                if self._consumer.poll(timeout_ms=250):
+                    self._consumer.commit()
         with contextlib.suppress(Exception):
             self._consumer.close(timeout_ms=2000)
         self._play.recorder.gone(self._name)

@@ -47,7 +47,7 @@ class Hands:
             return said != before and not said[-1][1] and len(self.panel.enabled) > 1
 
         if label == "Start":
-            wait_until(lambda: self.panel.enabled[1:] or "Stopped" in str(self.panel._said), "Start", timeout, 0.02)
+            wait_until(lambda: len(getattr(self.panel, "enabled", ())) > 1, "Start", timeout, 0.02)
         elif label == "Stop":
             wait_until(lambda: self.panel.enabled == ("Start",), "Stop", timeout, 0.02)
         else:
