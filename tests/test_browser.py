@@ -11,6 +11,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import urllib.request
 from pathlib import Path
@@ -60,7 +61,9 @@ class JupyterLab:
     seen; and a browser before it."""
 
     def __init__(self, browser, folder: Path):
-        self.browser, self.temp, self.work = browser, folder / "temp", folder / "work"
+        self.browser, self.work = browser, folder / "work"
+        self.temp = Path(tempfile.mkdtemp(prefix="browser-"))
+        self.temp.chmod(0o755)  # as root, PostgreSQL runs as somebody else, who has to get there
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
@@ -216,6 +219,7 @@ def lab(browser, tmp_path_factory):
     yield lab
     lab.process.terminate()
     lab.process.wait(30)
+    shutil.rmtree(lab.temp, ignore_errors=True)
 
 
 def pictures(outputs) -> int:
