@@ -13,7 +13,7 @@ from pathlib import Path
 import papermill
 
 import helpers
-from helpers import bridge, pictures, questions
+from helpers import bridge, pictures, play, questions
 from tests.lessons import LESSONS, NOTEBOOKS, read
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -85,9 +85,11 @@ def reference() -> str:
         (helpers, helpers.__all__),
         (pictures, pictures.__all__),
         (bridge, bridge.__all__),
+        (play, [name for name, thing in vars(play).items() if _is_own_function(play, name, thing)]),
     ):
         parts.append(f"## From `{module.__name__}`\n\n{inspect.getdoc(module)}\n\n")
-        parts += [described(getattr(module, name), name) for name in names if name != "LabError"]
+        prefix = "play." if module is play else ""  # the one that lessons import as a module
+        parts += [described(getattr(module, name), prefix + name) for name in names if name != "LabError"]
     parts.append("## The questions: `q1`, `q2`, …\n\n")
     parts += [described(getattr(questions.Question, name), f"q1.{name}") for name in ("check", "hint", "solution")]
     return "".join(parts).rstrip() + "\n"
@@ -99,6 +101,10 @@ def described(thing, name: str, level: str = "###") -> str:
     if inspect.isclass(thing):
         text += "".join(described(member, f"{name}.{own}", "####") for own, member in _public(thing))
     return text
+
+
+def _is_own_function(module, name: str, thing) -> bool:
+    return inspect.isfunction(thing) and thing.__module__ == module.__name__ and not name.startswith("_")
 
 
 def _public(of: type) -> list:
