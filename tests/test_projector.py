@@ -26,7 +26,7 @@ from sqlalchemy.exc import OperationalError
 from helpers import Cluster, Database
 from tests.lessons import NOTEBOOKS, code_cells, read
 
-EXAMPLES = 60
+FEW, MANY = 25, 150  # examples in every test run, and in the full one
 TAKEN = ["change", "PUT", "DELETE", "COUNT", "MOVE", "update_query_model", "new_read_models", "naive_projector",
          "apply_once", "patiently", "next_offsets", "SeekToProjected", "projector",
          "apply_patiently"]  # fmt: skip
@@ -201,10 +201,10 @@ def shop():
         shop.close()
 
 
-def search(shop: Shop, kind: str) -> None:
+def search(shop: Shop, kind: str, examples: int) -> None:
     """Try the property; without shrinking, which takes long, and with the same examples each time."""
 
-    @settings(max_examples=EXAMPLES, derandomize=True, deadline=None, database=None, phases=[Phase.generate],
+    @settings(max_examples=examples, derandomize=True, deadline=None, database=None, phases=[Phase.generate],
               suppress_health_check=list(HealthCheck))  # fmt: skip
     @given(histories(), crashes)
     def holds(events, dies_at):
@@ -213,16 +213,17 @@ def search(shop: Shop, kind: str) -> None:
     holds()
 
 
-def test_killed_anywhere_the_read_models_are_the_fold_of_the_log(shop):
+@pytest.mark.parametrize("examples", [FEW, pytest.param(MANY, marks=pytest.mark.full)])
+def test_killed_anywhere_the_read_models_are_the_fold_of_the_log(shop, examples):
     before = shop.deaths
-    search(shop, "projector")
-    assert shop.deaths - before > EXAMPLES / 2, "the kills came too late to kill anything"
+    search(shop, "projector", examples)
+    assert shop.deaths - before > examples / 2, "the kills came too late to kill anything"
 
 
 @pytest.mark.parametrize("kind", ["auto-commit", "commit first"])
 def test_the_naive_projectors_fail_the_same_search(shop, kind):
     with pytest.raises(AssertionError, match="=="):
-        search(shop, kind)
+        search(shop, kind, FEW)
 
 
 def test_a_dead_database_is_waited_for_from_the_start(shop):
