@@ -1,13 +1,11 @@
 """The questions of lesson 07: starter, solution, and plausible wrong answers, each told apart."""
 
-import pytest
-
 from exercises.lesson_07 import q1, q2, q3, q4
 from helpers.questions import hold
-from tests.lessons import LESSONS, code_cells, read
+from tests.lessons import NOTEBOOKS, code_cells, read
 
-(PATH,) = [path for path in LESSONS if path.name.startswith("07")]
-SETUP = "\n".join(cell.source for cell in code_cells(read(PATH))[:2])  # the two cells of imports
+LESSON = read(NOTEBOOKS / "07_dead_letter_queue.ipynb")
+SETUP = "\n\n".join(cell.source for cell in code_cells(LESSON)[:2])  # the two cells of imports
 
 
 def test_q1(cluster):
@@ -97,11 +95,3 @@ def test_q4(cluster):
         ): "has to be written to the queue again",
     }
     hold(q4, wrong, cluster, SETUP)
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    from helpers import Cluster
-
-    with Cluster() as cluster:
-        yield cluster
