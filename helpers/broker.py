@@ -145,19 +145,30 @@ class Broker:
         node: this node; `nodes`: all of the cluster.
         cluster_id: one id for all nodes, from `new_id`.
         settings: a function like `properties`, for a broker with other settings than the lab's.
+        home: a folder outside of the run folder for data and log, where they are to outlive the run.
     """
 
-    def __init__(self, processes: Processes, node: Node, nodes: list[Node], cluster_id: str, settings=properties):
+    def __init__(
+        self,
+        processes: Processes,
+        node: Node,
+        nodes: list[Node],
+        cluster_id: str,
+        settings=properties,
+        home: Path | None = None,
+    ):
         self.node = node
         self.cluster_id = cluster_id
         self._processes = processes
         self._folder = processes.folder / f"broker-{node.id}"
-        self.log = processes.folder / f"broker-{node.id}.log"
+        self.data = (home / f"broker-{node.id}" if home else self._folder) / "data"
+        self.log = (home or processes.folder) / f"broker-{node.id}.log"
         self.pid: int | None = None
         try:
             self._folder.mkdir()
             self._settings = self._folder / "server.properties"
-            values = settings(node, nodes, self._folder / "data")
+            self._settings.touch(mode=0o600)  # a secured broker's hold passwords
+            values = settings(node, nodes, self.data)
             self._settings.write_text("".join(f"{key}={value}\n" for key, value in values.items()))
         except OSError as error:
             raise LabError(
@@ -167,9 +178,9 @@ class Broker:
     def format(self, template: Path) -> None:
         """Write the storage that Kafka's formatter would write, from a template that it once wrote (0.7 s less a
         broker)."""
-        data = self._folder / "data"
+        data = self.data
         try:
-            data.mkdir()
+            data.mkdir(parents=True)
             shutil.copy(template, data / "bootstrap.checkpoint")
             (data / "meta.properties").write_text(
                 f"version=1\ncluster.id={self.cluster_id}\nnode.id={self.node.id}\ndirectory.id={new_id()}\n"
@@ -181,13 +192,7 @@ class Broker:
 
     def start(self, *jvm_options: str) -> None:
         """Start the process; returns at once."""
-        # Java checks the AOT cache's checksums, and goes on without one that is damaged; unchecked it would crash.
-        options = jvm_options or (
-            f"-XX:AOTCache={store.aot_cache()}",
-            "-XX:+VerifySharedSpaces",
-            "-Xlog:aot*=off",
-            "-Xlog:cds*=off",
-        )
+        options = jvm_options or with_aot_cache()
         self._log_start = self.log.stat().st_size if self.log.exists() else 0
         self.pid = self._processes.start(
             _java(*options, *self._quiet(), "kafka.Kafka", self._settings), self.log, env=_environment()
@@ -206,7 +211,7 @@ class Broker:
             return
         log = self.log.read_bytes()[self._log_start :].decode(errors="replace")
         last = f"The last lines of its log:\n{tail(self.log)}"
-        if "No space left on device" in log or shutil.disk_usage(self._folder).free < 1_000_000:
+        if "No space left on device" in log or shutil.disk_usage(self.data.parent).free < 1_000_000:
             raise LabError(
                 f"Broker {self.node.id} found the disk of {self._folder} full: free some space there and start again. "
                 f"{last}"
@@ -254,6 +259,14 @@ class Broker:
             "-Dorg.slf4j.simpleLogger.showThreadName=false",
             "-Dorg.slf4j.simpleLogger.showShortLogName=true",
         )
+
+
+def with_aot_cache() -> tuple[str, ...]:
+    """The options of a quick start.
+
+    Java checks the AOT cache's checksums, and goes on without one that is damaged; unchecked it would crash.
+    """
+    return f"-XX:AOTCache={store.aot_cache()}", "-XX:+VerifySharedSpaces", "-Xlog:aot*=off", "-Xlog:cds*=off"
 
 
 def _java(*arguments) -> list[str]:

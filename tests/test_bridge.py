@@ -550,8 +550,8 @@ def test_settings_of_a_secured_cluster():
 def test_a_topology_in_a_corner_of_a_secured_cluster(monkeypatch):
     """All that it makes begins with the user's prefix, and is gone after `stop()`."""
     with secured_broker() as broker:
-        broker.add_user("ann", 'ann\'s "secret"', "ann.")
-        for name, value in broker.environment("ann", 'ann\'s "secret"', "ann.").items():
+        broker.add_user("ann", 'ann\'s "secret"')
+        for name, value in broker.environment("ann").items():
             monkeypatch.setenv(name, value)
         with Cluster() as cluster:
             source, target = cluster.topic("input-topic"), cluster.topic("output-topic")

@@ -32,16 +32,16 @@ OWN_VARIABLES = re.compile("COURSE_(BOOTSTRAP|SECURITY|SASL|SSL|TOPIC)_")
 def secured():
     """A secured broker with two users, each with a corner of their own, and carl who has only topics."""
     with secured_broker() as broker:
-        broker.add_user("ann", "ann's secret", "ann.")
-        broker.add_user("bob", "bob's secret", "bob.")
-        broker.add_user("carl", "carl's secret", "carl.", kinds=(ResourceType.TOPIC,))
+        broker.add_user("ann", "ann's secret")
+        broker.add_user("bob", "bob's secret")
+        broker.add_user("carl", "carl's secret", kinds=(ResourceType.TOPIC,))
         yield broker
 
 
 @pytest.fixture
 def ann(secured):
     """The variables of a user whose corner is empty."""
-    yield secured.environment("ann", "ann's secret", "ann.")
+    yield secured.environment("ann")
     for group in groups(secured, "ann."):
         expel_members(secured, group)
         secured.admin.delete_groups([group])
@@ -294,7 +294,7 @@ def test_a_prefix_without_rights(start, ann, prefix):
 
 
 def test_rights_on_topics_alone(start, secured):
-    cluster = start(secured.environment("carl", "carl's secret", "carl."))
+    cluster = start(secured.environment("carl"))
     cluster.topic("orders")
     with pytest.raises(LabError, match="User carl lacks rights on group carl.course-"):
         cluster.group("billing")

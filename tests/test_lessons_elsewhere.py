@@ -9,6 +9,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from helpers.classroom import learners
 from tests.lessons import LESSONS, read, tags
 from tests.secured import secured_broker, stock_cluster
 
@@ -48,9 +49,8 @@ def test_lesson_passes_strictly_on_a_cluster_with_stock_settings(path, tmp_path)
 
 
 @each_lesson
-def test_lesson_passes_strictly_for_a_user_with_rights_on_a_prefix_only(path, tmp_path):
+def test_lesson_passes_strictly_for_a_learner_of_a_class(path, tmp_path):
     with secured_broker() as broker:
-        ann = ("ann", "a secret", "ann.")
-        broker.add_user(*ann)
-        said = strictly(path, tmp_path, broker.environment(*ann))
+        learners.add(broker.folder, broker.admin, ["ann"])
+        said = strictly(path, tmp_path, broker.environment("ann"))
     assert re.search(r"^\d+ passed", said, re.M), said

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from helpers import store
+from helpers.commands.serve import serve
 from helpers.errors import LabError
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
@@ -218,6 +219,9 @@ def clean(yes: bool) -> None:
     if folder.exists() and any(path.is_file() for path in folder.rglob("*")):
         raise LabError(f"Not everything in {folder} could be removed: delete what is left as the user that made it.")
     click.echo(f"{freed / 1e6:.0f} MB freed.")
+
+
+commands.add_command(serve)
 
 
 def main() -> None:

@@ -1,0 +1,181 @@
+"""The class's folder: all that is kept from one `serve` to the next, readable by the teacher alone.
+
+    room.json       the cluster's id, its address, the administrator's and the learners' passwords
+    authority.pem   the key and certificate that the brokers' certificates are signed with;  ca.pem: the certificate alone
+    cards/          a card a learner
+    broker-1/ …     the records;  broker-1.log …: what the broker says
+    running.json    only while `serve` runs: where the administrator's commands find it
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from filelock import FileLock
+
+from helpers.errors import LabError
+
+
+@dataclass
+class Room:
+    """What is kept of a class.
+
+    Attributes:
+        cluster_id: of its cluster.
+        brokers: how many, from the first start on.
+        address: host name or IPv4 address that learners connect to; it is advertised and in the certificate.
+        port: of the first broker; the others have the next ones.
+        megabytes: how much disk each learner may take.
+        admin_password: of the administrator, who logs in on the loopback address only.
+        learners: their passwords.
+    """
+
+    cluster_id: str
+    brokers: int
+    address: str
+    port: int
+    megabytes: int
+    admin_password: str = field(default_factory=lambda: secrets.token_urlsafe(24), repr=False)
+    learners: dict[str, str] = field(default_factory=dict, repr=False)
+
+    @property
+    def servers(self) -> str:
+        """What learners set COURSE_BOOTSTRAP_SERVERS to."""
+        return ",".join(f"{self.address}:{self.port + i}" for i in range(self.brokers))
+
+
+class Folder:
+    """A class's folder; made when the class is."""
+
+    def __init__(self, path: Path):
+        self.path = path.absolute()
+
+    @property
+    def ca_file(self) -> Path:
+        """The authority's certificate."""
+        return self.path / "ca.pem"
+
+    def exists(self) -> bool:
+        """True when there is a class in it."""
+        return (self.path / "room.json").exists()
+
+    def make(self, room: Room) -> None:
+        """Begin a class: the folder, its authority, and what `room` holds."""
+        from helpers.classroom.certificates import make_authority
+
+        with _one_sentence(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.path.chmod(0o700)
+            if not (self.path / "authority.pem").exists():
+                authority = make_authority()
+                write_private(self.ca_file, authority.cert_pem.bytes())
+                write_private(
+                    self.path / "authority.pem", authority.private_key_pem.bytes() + authority.cert_pem.bytes()
+                )
+        self._write("room.json", asdict(room))
+
+    def authority(self):
+        """The class's authority."""
+        import trustme
+
+        with _one_sentence(self.path):
+            return trustme.CA.from_pem(self.ca_file.read_bytes(), (self.path / "authority.pem").read_bytes())
+
+    def room(self) -> Room:
+        """What is kept of the class.
+
+        Raises:
+            LabError: there is none.
+        """
+        if not self.exists():
+            raise LabError(f"There is no class in {self.path}: begin one with python -m helpers serve --learners 30.")
+        with _one_sentence(self.path):
+            return Room(**json.loads((self.path / "room.json").read_text()))
+
+    @contextlib.contextmanager
+    def change(self) -> Iterator[Room]:
+        """Change what is kept; kept only if the block ends without an error. One process at a time."""
+        with FileLock(self.path / "room.lock", timeout=60):
+            room = self.room()
+            yield room
+            self._write("room.json", asdict(room))
+
+    @contextlib.contextmanager
+    def hold(self) -> Iterator[None]:
+        """Be the one process that serves this class.
+
+        Raises:
+            LabError: another one is.
+        """
+        with _one_sentence(self.path), open(self.path / "serving", "w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise LabError(
+                    f"This class is being served already: end it with python -m helpers serve --dir {self.path} stop."
+                ) from None
+            try:
+                yield
+            finally:
+                (self.path / "running.json").unlink(missing_ok=True)
+
+    def is_served(self) -> bool:
+        """True while some process serves this class."""
+        try:
+            with open(self.path / "serving") as lock:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return False
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+
+    def announce(self, ports: list[int]) -> None:
+        """Say to the other commands that the class is up, and at which ports the administrator logs in."""
+        self._write("running.json", {"pid": os.getpid(), "ports": ports})
+
+    def running(self) -> dict:
+        """What `announce` said.
+
+        Raises:
+            LabError: the class is not being served, or is just starting.
+        """
+        with contextlib.suppress(OSError, ValueError):
+            if self.is_served():
+                return json.loads((self.path / "running.json").read_text())
+        self.room()
+        raise LabError("The class's cluster does not run (yet): start it in another terminal, python -m helpers serve.")
+
+    def _write(self, name: str, value: dict) -> None:
+        with _one_sentence(self.path):
+            write_private(self.path / name, json.dumps(value, indent=1).encode())
+
+
+def write_private(path: Path, content: bytes) -> None:
+    """Write a file that nobody else can read at any moment; it gets its name when it is whole."""
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part.unlink(missing_ok=True)
+    with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(content)
+    part.rename(path)
+
+
+@contextlib.contextmanager
+def _one_sentence(path: Path):
+    try:
+        yield
+    except OSError as error:
+        raise LabError(
+            f"The class's folder {path} cannot be used ({error.strerror}): free space there, or choose another with "
+            "--dir."
+        ) from error
+    except (ValueError, TypeError) as error:
+        raise LabError(
+            f"What is in {path} is not a class of this version of the course ({error}): choose another folder with "
+            "--dir."
+        ) from error

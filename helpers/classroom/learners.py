@@ -1,0 +1,305 @@
+"""Learners of a class: users, rights, quotas, cards.
+
+A learner's corner is what begins with their name and a dot. There they may do everything, elsewhere nothing, but read
+what begins with `shared.`, where the teacher may put records for all.
+"""
+
+import contextlib
+import re
+import secrets
+
+from kafka import KafkaAdminClient
+from kafka import errors as kafka_errors
+from kafka.admin import (
+    ACL,
+    ACLFilter,
+    ACLOperation,
+    ACLPermissionType,
+    ACLResourcePatternType,
+    MemberToRemove,
+    ResourcePattern,
+    ResourcePatternFilter,
+    ResourceType,
+    ScramMechanism,
+    UserScramCredentialDeletion,
+    UserScramCredentialUpsertion,
+)
+from kafka.protocol.admin import AlterClientQuotasRequest
+
+from helpers.classroom.folder import Folder, Room, write_private
+from helpers.cluster import PASSING
+from helpers.errors import LabError
+from helpers.waiting import wait_until
+
+SHARED = "shared"  # nobody's name: what begins with it is the teacher's, for all to read
+RESERVED = {SHARED, "admin", "course"}
+KINDS = (ResourceType.TOPIC, ResourceType.GROUP, ResourceType.TRANSACTIONAL_ID)
+BOARD = "progress"  # the topic in a learner's corner that the board reads
+
+#: What one learner may take of the brokers (Kafka's client quotas), per second; a request that goes beyond has to wait.
+QUOTAS = {
+    "producer_byte_rate": 2_000_000,
+    "consumer_byte_rate": 8_000_000,
+    "request_percentage": 100,  # per cent of one thread's time; a broker has eleven threads
+    "controller_mutation_rate": 10,  # partitions made or deleted
+}
+NEW_CONNECTIONS = 100  # a second from one address: each costs the broker a TLS handshake
+
+
+def check_names(names: list[str]) -> None:
+    """Refuse names that cannot be a learner's.
+
+    Raises:
+        LabError: the first of them.
+    """
+    for name in names:
+        if name in RESERVED or not re.fullmatch(r"[a-z][a-z0-9-]{0,29}", name):
+            raise LabError(
+                f"{name!r} cannot be a learner's name: use small letters, digits and '-', a letter first, thirty at "
+                f"most, and none of {', '.join(sorted(RESERVED))}."
+            )
+
+
+def numbered(count: int, room: Room) -> list[str]:
+    """The names of `count` learners of whom nothing is known, learner01 and so on, without those who are there."""
+    wanted = [f"learner{number:02}" for number in range(1, count + 1)]
+    return [name for name in wanted if name not in room.learners]
+
+
+def add(folder: Folder, admin: KafkaAdminClient, names: list[str]) -> None:
+    """Make users with new passwords, their rights and their cards. One who is half made by an earlier try is made
+    whole.
+
+    Raises:
+        LabError: a name is taken, or none.
+    """
+    check_names(names)
+    with folder.change() as room:
+        for name in names:
+            if name in room.learners:
+                raise LabError(f"{name} is in the class already: the card is {card_file(folder, name)}.")
+        passwords = {name: secrets.token_urlsafe(12) for name in names}
+        enrol(admin, passwords)
+        replicas = min(3, room.brokers)
+        with contextlib.suppress(kafka_errors.TopicAlreadyExistsError):
+            admin.create_topics({f"{name}.{BOARD}": _board_topic(replicas) for name in names})
+        room.learners |= passwords
+        write_cards(folder, room, names)
+
+
+def _board_topic(replicas: int) -> dict:
+    """The last word on each question is kept for good, and all of a day's words for a day (compaction's lag)."""
+    configs = {"cleanup.policy": "compact", "min.compaction.lag.ms": str(24 * 3600 * 1000)}
+    return {"num_partitions": 1, "replication_factor": replicas, "configs": configs}
+
+
+def enrol(admin: KafkaAdminClient, passwords: dict[str, str], kinds: tuple = KINDS) -> None:
+    """Make users, or give them other passwords, and their rights on the corners named after them.
+
+    A password stays in this process: what goes to the broker is salted and hashed.
+    """
+    users = [UserScramCredentialUpsertion(name, "SCRAM-SHA-512", word) for name, word in passwords.items()]
+    refused = {name: why for name, why in admin.alter_user_scram_credentials(users).items() if why}
+    failed = admin.create_acls([right for name in passwords for right in rights(name, kinds)])["failed"]
+    if refused or failed:
+        raise LabError(f"The cluster did not take these users: {refused or failed}.")
+
+
+def rights(name: str, kinds: tuple = KINDS) -> list[ACL]:
+    """What a learner may do."""
+    shared = [_acl(name, op, ResourceType.TOPIC, f"{SHARED}.") for op in (ACLOperation.READ, ACLOperation.DESCRIBE)]
+    return [*(_acl(name, ACLOperation.ALL, kind, f"{name}.") for kind in kinds), *shared]
+
+
+def _acl(name, operation, kind, prefix, permission=ACLPermissionType.ALLOW) -> ACL:
+    pattern = ResourcePattern(kind, prefix, ACLResourcePatternType.PREFIXED)
+    return ACL(f"User:{name}", "*", operation, permission, pattern)
+
+
+def hold(admin: KafkaAdminClient, name: str) -> None:
+    """Let a learner make no topics and write no records, until `release`; reading and deleting goes on."""
+    admin.create_acls(_holds(name))
+
+
+def release(admin: KafkaAdminClient, name: str) -> None:
+    """Take `hold` back."""
+    admin.delete_acls([_filter(acl) for acl in _holds(name)])
+
+
+def _holds(name: str) -> list[ACL]:
+    operations = (ACLOperation.CREATE, ACLOperation.WRITE)
+    return [_acl(name, op, ResourceType.TOPIC, f"{name}.", ACLPermissionType.DENY) for op in operations]
+
+
+def held(admin: KafkaAdminClient) -> set[str]:
+    """Who is held now."""
+    any_denial = ACLFilter(
+        None,
+        "*",
+        ACLOperation.ANY,
+        ACLPermissionType.DENY,
+        ResourcePatternFilter(ResourceType.TOPIC, None, ACLResourcePatternType.PREFIXED),
+    )
+    found, _ = admin.describe_acls(any_denial)
+    return {acl.principal.removeprefix("User:") for acl in found}
+
+
+def _filter(acl: ACL) -> ACLFilter:
+    where = acl.resource_pattern
+    pattern = ResourcePatternFilter(where.resource_type, where.resource_name, where.pattern_type)
+    return ACLFilter(acl.principal, acl.host, acl.operation, acl.permission_type, pattern)
+
+
+def set_quotas(admin: KafkaAdminClient, admin_name: str = "admin") -> None:
+    """Limit what any one learner, and any one address, may take; not the administrator and the brokers themselves."""
+    entry = AlterClientQuotasRequest.EntryData
+    limits = [  # without a name: each that has no quota of its own
+        ("user", None, QUOTAS),
+        ("user", admin_name, dict.fromkeys(QUOTAS, 1e9)),
+        ("ip", None, {"connection_creation_rate": NEW_CONNECTIONS}),
+        ("ip", "127.0.0.1", {"connection_creation_rate": 1e5}),
+    ]
+    request = AlterClientQuotasRequest(
+        entries=[
+            entry(
+                entity=[entry.EntityData(entity_type=kind, entity_name=name)],
+                ops=[entry.OpData(key=key, value=float(value), remove=False) for key, value in quotas.items()],
+            )
+            for kind, name, quotas in limits
+        ],
+        validate_only=False,
+    )
+    answer = admin._manager.run(admin._manager.send, request)  # kafka-python 3.0.12's admin has no call for it
+    for entry in answer.entries:
+        if entry.error_code:
+            raise LabError(f"The cluster did not take the quotas: {entry.error_message}.")
+
+
+# -- leaving -----------------------------------------------------------------------------------------------------------
+
+
+def reset(admin: KafkaAdminClient, name: str, keep: tuple[str, ...] = (BOARD,)) -> int:
+    """Empty a learner's corner: topics, members of groups, groups; returns how many topics there were.
+
+    What the board knows of them is kept; answers are in their notebooks, on their machine.
+    """
+    mine, kept = f"{name}.", {f"{name}.{topic}" for topic in keep}
+    count = 0
+
+    def empty():
+        nonlocal count
+        groups = [group["group_id"] for group in admin.list_groups() if group["group_id"].startswith(mine)]
+        if groups:
+            for group, found in admin.describe_groups(groups).items():
+                if members := found.get("members"):
+                    leaving = [MemberToRemove(member["member_id"]) for member in members]
+                    admin.remove_group_members(group, leaving)
+            admin.delete_groups(groups)
+        topics = [topic for topic in admin.list_topics() if topic.startswith(mine) and topic not in kept]
+        if topics:
+            admin.delete_topics(topics, raise_errors=False)
+        count = max(count, len(topics))
+        return not topics and not groups
+
+    wait_until(empty, f"the corner of {name} to be empty", timeout=30, pause=0.2, retry=PASSING)
+    return count
+
+
+def remove(folder: Folder, admin: KafkaAdminClient, name: str) -> None:
+    """Take a learner out: rights first, which ends what is connected, then the log-in, the corner and the card."""
+    with folder.change() as room:
+        check_known(room, name)
+        mine = ResourcePatternFilter(ResourceType.ANY, None, ACLResourcePatternType.ANY)
+        admin.delete_acls([ACLFilter(f"User:{name}", "*", ACLOperation.ANY, ACLPermissionType.ANY, mine)])
+        admin.alter_user_scram_credentials([UserScramCredentialDeletion(name, ScramMechanism.SCRAM_SHA_512)])
+        reset(admin, name, keep=())
+        room.learners.pop(name)
+        card_file(folder, name).unlink(missing_ok=True)
+
+
+def renew(folder: Folder, admin: KafkaAdminClient, name: str) -> None:
+    """Give a learner another password and a new card."""
+    with folder.change() as room:
+        check_known(room, name)
+        room.learners[name] = secrets.token_urlsafe(12)
+        enrol(admin, {name: room.learners[name]})
+        write_cards(folder, room, [name])
+
+
+def check_known(room: Room, name: str) -> None:
+    """Refuse a name that is nobody's in this class."""
+    if name not in room.learners:
+        known = ", ".join(sorted(room.learners)) or "nobody"
+        raise LabError(f"There is no learner {name} in this class, but {known}.")
+
+
+# -- cards -------------------------------------------------------------------------------------------------------------
+
+
+def card_file(folder: Folder, name: str):
+    """Where a learner's card is."""
+    return folder.path / "cards" / f"{name}.txt"
+
+
+def environment(room: Room, name: str, ca_file: str) -> dict[str, str]:
+    """The course's variables for a learner."""
+    return {
+        "COURSE_BOOTSTRAP_SERVERS": room.servers,
+        "COURSE_SECURITY_PROTOCOL": "SASL_SSL",
+        "COURSE_SASL_MECHANISM": "SCRAM-SHA-512",
+        "COURSE_SASL_USERNAME": name,
+        "COURSE_SASL_PASSWORD": room.learners[name],
+        "COURSE_SSL_CA_FILE": ca_file,
+        "COURSE_TOPIC_PREFIX": f"{name}.",
+        "COURSE_BOARD_TOPIC": f"{name}.{BOARD}",
+    }
+
+
+CARD = """\
+Kafka Design Patterns: the card of {name}. It holds your password: keep it to yourself.
+
+In class the lessons use the class's Kafka at {servers}. All that you make there begins with {name}. and nobody else
+in the class can see it. To join, paste the lines for your shell into a terminal, in the course's folder, and then
+
+    python -m helpers doctor        (is everything ready? do this before the class)
+    python -m helpers lab
+
+Once joined, whether an answer is right or not yet goes to the teacher's board with each q1.check(); your code does not,
+unless you ask for help with q1.ask("what is the matter"). Leave out the line of COURSE_BOARD_TOPIC if you don't want it.
+
+---------- bash, zsh (Linux, macOS, WSL 2) ----------
+cat > "$HOME/.kafka-class.pem" <<'END'
+{ca}END
+{bash}
+---------- PowerShell ----------
+@'
+{ca}'@ | Set-Content -Encoding ascii "$HOME/.kafka-class.pem"
+{powershell}
+---------- end ----------
+"""
+
+
+def write_cards(folder: Folder, room: Room, names: list[str]) -> None:
+    """Write the cards of learners; nobody but the teacher can read them."""
+    (folder.path / "cards").mkdir(mode=0o700, exist_ok=True)
+    for name in names:
+        write_private(card_file(folder, name), card(folder, room, name).encode())
+
+
+def card(folder: Folder, room: Room, name: str) -> str:
+    """A learner's card. The values need no quoting but quotes: they hold letters, digits and -_.:, only."""
+    values = environment(room, name, "$HOME/.kafka-class.pem")
+
+    def lines(pattern: str) -> str:
+        return "\n".join(
+            pattern.format(key, f'"{value}"' if value.startswith("$") else f"'{value}'")
+            for key, value in values.items()
+        )
+
+    return CARD.format(
+        name=name,
+        servers=room.servers,
+        ca=folder.ca_file.read_text(),
+        bash=lines("export {}={}"),
+        powershell=lines("$env:{} = {}"),
+    )

@@ -1,0 +1,136 @@
+"""What Kafka has no quota for: how many partitions a learner has, and how much disk.
+
+It looks at the brokers' own folders, each second. A learner above the limit can make no topics and write no records
+until they are below it again: they delete some, or the teacher resets their corner. One who is far above it, which a
+single request with thousands of partitions can do, loses topics, those with the most partitions first.
+"""
+
+import contextlib
+import os
+import re
+import shutil
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kafka import KafkaAdminClient
+
+from helpers.classroom import learners
+from helpers.classroom.learners import BOARD
+
+SECONDS = 1.0  # between two looks
+PARTITIONS = 500  # a learner may have; all lessons together make some 300, if none is ever stopped
+FILES = 10_000  # a learner may have: a topic whose segments are tiny has many
+LOW = 1_000_000_000  # bytes of free disk below which the teacher is told
+LARGEST_LOG = 50_000_000  # bytes of a broker's own log, which is then begun anew
+
+_FOLDER = re.compile(r"(?P<topic>.+)-(?P<partition>\d+)(?P<deleted>\.[0-9a-f]{32}-delete)?")
+
+
+@dataclass
+class Usage:
+    """What one learner takes."""
+
+    bytes: int = 0
+    files: int = 0
+    partitions: set[str] = field(default_factory=set)
+    topics: Counter = field(default_factory=Counter)
+
+    def excess(self, megabytes: int) -> str:
+        """Which limit is passed, in a few words; empty if none."""
+        if len(self.partitions) > PARTITIONS:
+            return f"{len(self.partitions)} partitions, {PARTITIONS} are allowed"
+        if self.bytes > megabytes * 1_000_000:
+            return f"{self.bytes / 1e6:.0f} MB on disk, {megabytes} are allowed"
+        if self.files > FILES:
+            return f"{self.files} files, {FILES} are allowed"
+        return ""
+
+    def surplus(self) -> list[str]:
+        """Topics to delete so that no more than the allowed partitions are left."""
+        left, chosen = len(self.partitions), []
+        for topic, count in self.topics.most_common():
+            if left <= PARTITIONS:
+                break
+            if topic.partition(".")[2] != BOARD:
+                chosen.append(topic)
+                left -= count
+        return chosen
+
+
+def measure(homes: list[Path]) -> dict[str, Usage]:
+    """What each learner takes, by name. What is deleted counts until it is gone from disk, but not as a partition."""
+    found: dict[str, Usage] = defaultdict(Usage)
+    for home in homes:
+        for name, size, files in _folders(home):
+            match = _FOLDER.fullmatch(name)
+            if not match or "." not in match["topic"]:
+                continue  # Kafka's own
+            usage = found[match["topic"].partition(".")[0]]
+            usage.bytes += size
+            usage.files += files
+            if not match["deleted"] and name not in usage.partitions:
+                usage.partitions.add(name)
+                usage.topics[match["topic"]] += 1
+    return found
+
+
+def _folders(home: Path):
+    """Name, bytes on disk and number of files of each folder; what vanishes meanwhile is left out."""
+    with contextlib.suppress(OSError), os.scandir(home) as folders:
+        for folder in folders:
+            size = files = 0
+            with contextlib.suppress(OSError), os.scandir(folder.path) as content:
+                for file in content:
+                    with contextlib.suppress(OSError):
+                        size += file.stat().st_blocks * 512
+                        files += 1
+                yield folder.name, size, files
+
+
+class Watchdog:
+    """Looks, and holds and releases learners.
+
+    Args:
+        admin: a client of the administrator's.
+        homes: the folders of the brokers' records.
+        logs: the brokers' own logs.
+        megabytes: disk that a learner may take.
+        tell: called with a line for the teacher.
+    """
+
+    def __init__(self, admin: KafkaAdminClient, homes, logs, megabytes: int, tell: Callable[[str], object]):
+        self._admin, self._homes, self._logs, self._megabytes, self._tell = admin, homes, logs, megabytes, tell
+        self._held = learners.held(admin)
+        self._low = False
+
+    def look(self) -> None:
+        """One round."""
+        usage = measure(self._homes)
+        for name, taken in usage.items():
+            excess = taken.excess(self._megabytes)
+            if not excess:
+                continue
+            if name not in self._held:
+                learners.hold(self._admin, name)
+                self._held.add(name)
+                self._tell(f"{name} is held, and can only read and delete: {excess}.")
+            if len(taken.partitions) > 2 * PARTITIONS and (surplus := taken.surplus()):
+                self._admin.delete_topics(surplus, raise_errors=False)
+                self._tell(f"{name} loses {len(surplus)} topics, as one request made far too many partitions.")
+        for name in [name for name in self._held if not usage.get(name, Usage()).excess(self._megabytes)]:
+            learners.release(self._admin, name)
+            self._held.discard(name)
+            self._tell(f"{name} may write again.")
+        self._look_at_disk()
+
+    def _look_at_disk(self) -> None:
+        free = shutil.disk_usage(self._homes[0].parent).free
+        if free < LOW and not self._low:
+            self._tell(f"The disk has {free / 1e6:.0f} MB left: free some, or the brokers will stop.")
+        self._low = free < LOW
+        for log in self._logs:
+            with contextlib.suppress(OSError):
+                if log.stat().st_size > LARGEST_LOG:
+                    os.truncate(log, 0)

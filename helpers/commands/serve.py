@@ -1,0 +1,283 @@
+"""`python -m helpers serve`: a shared cluster for a class, and what a teacher does with its learners."""
+
+import contextlib
+import secrets
+import signal
+import threading
+import time
+from pathlib import Path
+
+import click
+
+from helpers.errors import LabError
+
+COURSE = Path(__file__).resolve().parents[2]
+PORT = 9093
+
+in_folder = click.option(
+    "--dir",
+    "path",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=COURSE / "class",
+    help="Where the class is kept: records, passwords, cards; `class` in the course's own folder if not given.",
+)
+
+
+@click.group("serve", invoke_without_command=True)
+@in_folder
+@click.option(
+    "--learners",
+    type=click.IntRange(0, 200),
+    default=0,
+    help="Make learner01 and so on, up to this number, and a card for each who has none.",
+)
+@click.option(
+    "--address",
+    help="Host name or IPv4 address of this machine that learners connect to; it stands in the brokers' certificate.",
+)
+@click.option("--brokers", type=click.Choice(["1", "3"]), help="One broker, or three; fixed by the first start.")
+@click.option("--port", type=click.IntRange(1024, 65000), help=f"Port of the first broker.  [default: {PORT}]")
+@click.option("--disk", type=click.IntRange(10), help="MB of disk that each learner may take.  [default: 300]")
+@click.pass_context
+def serve(context: click.Context, path: Path, learners: int, address, brokers, port, disk) -> None:
+    """Serve a shared Kafka for a class, with a corner for each learner.
+
+    Without a command: starts the brokers, and a watchdog over partitions and disk, in this terminal. Ctrl-C (or `serve
+    stop` in another one) ends them; records, learners and cards are kept in --dir for the next time. All traffic is
+    encrypted, and learners log in; their environment lines are in DIR/cards.
+    """
+    from helpers.classroom.folder import Folder
+
+    context.obj = Folder(path)
+    if context.invoked_subcommand is None:
+        _serve(context.obj, learners, address, int(brokers) if brokers else None, port, disk)
+    elif any((learners, address, brokers, port, disk)):
+        raise click.UsageError("These options belong to `serve` without a command.")
+
+
+def _serve(folder, count: int, address, brokers, port, disk) -> None:
+    from helpers.classroom import learners, room, watchdog
+
+    _settle(folder, address, brokers, port, disk)
+    with _ended_by_signals() as ended:
+        began = time.monotonic()
+        click.echo("Starting the class's Kafka …")
+        with room.running(folder) as served, room.connect(folder, folder.room(), served.ports) as admin:
+            learners.set_quotas(admin)
+            kept = folder.room()
+            if names := learners.numbered(count, kept):
+                learners.add(folder, admin, names)
+            learners.write_cards(folder, kept, sorted(kept.learners))  # the address may be another one today
+            ended.awaited = True
+            _say(folder, time.monotonic() - began)
+            dog = watchdog.Watchdog(admin, served.homes, served.logs, kept.megabytes, _tell)
+            _watch(folder, served, dog, ended)
+            click.echo("Stopping the brokers …")
+        click.echo(f"Stopped. Records, learners and cards are kept in {folder.path}.")
+
+
+def _settle(folder, address, brokers, port, disk) -> None:
+    """Begin the class, or take over what is different today."""
+    from helpers.broker import new_id
+    from helpers.classroom import folder as kept
+    from helpers.classroom import room
+
+    if address is not None:
+        room.address_to_bind(address)  # says in one sentence if that is impossible
+    if not folder.exists():
+        address = address or room.likely_address()
+        folder.make(kept.Room(new_id(), brokers or 1, address, port or PORT, disk or 300, secrets.token_urlsafe(24)))
+        return
+    if folder.is_served():
+        with folder.hold():  # says that it is
+            pass
+    with folder.change() as old:
+        if brokers and brokers != old.brokers:
+            raise LabError(
+                f"The class in {folder.path} has {old.brokers} broker{'s' * (old.brokers > 1)}, and its records are on "
+                "them: begin another one with --dir."
+            )
+        if address is None and room.is_gone(old.address):
+            address = room.likely_address()
+            click.secho(
+                f"This machine is no longer {old.address} but {address}: learners need new cards.", fg="yellow"
+            )
+        old.address, old.port, old.megabytes = address or old.address, port or old.port, disk or old.megabytes
+
+
+def _say(folder, seconds: float) -> None:
+    from helpers.classroom import room, watchdog
+    from helpers.classroom.room import address_to_bind
+
+    kept = folder.room()
+    click.echo(f"Kafka is ready at {kept.servers} after {seconds:.1f} s (TLS, SCRAM-SHA-512).")
+    if address_to_bind(kept.address) == room.LOOPBACK:
+        click.echo("  That is this machine only: learners elsewhere need another --address.")
+    else:
+        others = [a for a in room.own_addresses() if a != room.resolve(kept.address)]
+        if others:
+            click.echo(f"  Learners in another network of this machine? --address {' or '.join(others)}")
+        ports = f"{kept.port}" if kept.brokers == 1 else f"{kept.port} to {kept.port + kept.brokers - 1}"
+        click.echo(f"  This machine's firewall must let in TCP port {ports}.")
+    click.echo(f"  {len(kept.learners)} learners; their cards are in {folder.path / 'cards'}")
+    click.echo(
+        f"  Each may have {watchdog.PARTITIONS} partitions and {kept.megabytes} MB; looked at every "
+        f"{watchdog.SECONDS:g} s, and held when above."
+    )
+    click.echo("  In another terminal: python -m helpers board, python -m helpers serve add|reset|remove NAME")
+    click.echo("Ctrl-C stops it; everything is kept.")
+
+
+def _watch(folder, served, dog, ended: threading.Event) -> None:
+    """Look after the brokers until the end is asked for."""
+    from kafka.errors import KafkaError
+
+    from helpers.classroom import room, watchdog
+
+    address, warned, failed, deaths = folder.room().address, False, 0, []
+    while not ended.wait(watchdog.SECONDS):
+        if died := served.mend():
+            deaths = [moment for moment in deaths if moment > time.monotonic() - 60] + [time.monotonic()]
+            if len(deaths) > 3:
+                raise LabError(f"A broker died four times within a minute: see {served.logs[died[0] - 1]}.")
+            _tell(f"Broker {died[0]} had died, and is started again: see {served.logs[died[0] - 1]}.")
+        try:
+            dog.look()
+            failed = 0
+        except (KafkaError, TimeoutError, OSError) as error:  # e.g. while a broker is started again
+            failed += 1
+            if failed == 10:
+                _tell(f"The watchdog gets no answer from the brokers ({type(error).__name__}), and goes on trying.")
+        gone = room.is_gone(address)
+        if gone and not warned:
+            _tell(
+                f"This machine no longer has the address {address}, so that nobody gets in: go back to that network, "
+                "or stop, start again, and give out the new cards."
+            )
+        warned = gone
+
+
+def _tell(line: str) -> None:
+    click.echo(f"{time.strftime('%H:%M:%S')}  {line}")
+
+
+@contextlib.contextmanager
+def _ended_by_signals():
+    """An event that Ctrl-C, `stop` and a closed terminal set once it is awaited; before that they interrupt."""
+    ended = threading.Event()
+    ended.awaited = False
+
+    def end(_number, _frame):
+        if ended.is_set() or not ended.awaited:
+            raise KeyboardInterrupt
+        ended.set()
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield ended
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+# -- commands beside a running `serve` ---------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def administrator(folder):
+    """A client of the administrator's of the class that is being served."""
+    from kafka.errors import KafkaError
+
+    from helpers.classroom import room
+
+    ports = folder.running()["ports"]
+    try:
+        with room.connect(folder, folder.room(), ports) as admin:
+            yield admin
+    except (KafkaError, TimeoutError) as error:
+        raise LabError(f"The class's brokers did not do it ({error}): try again.") from error
+
+
+@serve.command()
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.pass_obj
+def add(folder, names: tuple[str, ...]) -> None:
+    """Add learners, and save a card for each."""
+    from helpers.classroom import learners
+
+    learners.check_names(list(names))
+    with administrator(folder) as admin:
+        learners.add(folder, admin, list(dict.fromkeys(names)))
+    for name in names:
+        click.echo(learners.card_file(folder, name))
+
+
+@serve.command()
+@click.argument("name")
+@click.pass_obj
+def reset(folder, name: str) -> None:
+    """Empty a learner's corner of topics and groups.
+
+    No answer is lost: the learner's notebooks are on the learner's machine, and what the board shows is kept. They run
+    the lesson's first cells again.
+    """
+    from helpers.classroom import learners
+
+    learners.check_known(folder.room(), name)
+    with administrator(folder) as admin:
+        count = learners.reset(admin, name)
+    click.echo(f"{name}'s corner is empty ({count} topics deleted). Now `{name}` runs the lesson's first cells again.")
+
+
+@serve.command()
+@click.argument("name")
+@click.pass_obj
+def remove(folder, name: str) -> None:
+    """Take a learner out: log-in, rights, topics, groups and card."""
+    from helpers.classroom import learners
+
+    with administrator(folder) as admin:
+        learners.remove(folder, admin, name)
+    click.echo(f"{name} is out; what begins with {name}. is deleted.")
+
+
+@serve.command()
+@click.argument("name")
+@click.pass_obj
+def password(folder, name: str) -> None:
+    """Give a learner a new password and a new card, e.g. because the old card was lost."""
+    from helpers.classroom import learners
+
+    with administrator(folder) as admin:
+        learners.renew(folder, admin, name)
+    click.echo(learners.card_file(folder, name))
+
+
+@serve.command()
+@click.pass_obj
+def status(folder) -> None:
+    """Say whether the class is being served, and what each learner takes."""
+    from helpers.classroom import watchdog
+
+    kept = folder.room()
+    click.echo(f"{kept.servers} {'is being served' if folder.is_served() else 'is not being served'}")
+    usage = watchdog.measure([folder.path / f"broker-{id}" / "data" for id in range(1, kept.brokers + 1)])
+    for name in sorted(kept.learners):
+        taken = usage.get(name, watchdog.Usage())
+        excess = taken.excess(kept.megabytes)
+        note = f"  held: {excess}" if excess else ""
+        click.echo(f"  {name:<30} {len(taken.partitions):>5} partitions {taken.bytes / 1e6:>7.1f} MB{note}")
+
+
+@serve.command()
+@click.pass_obj
+def stop(folder) -> None:
+    """Stop a running `serve` in an orderly way."""
+    import psutil
+
+    from helpers.waiting import wait_until
+
+    with contextlib.suppress(psutil.Error):
+        psutil.Process(folder.running()["pid"]).terminate()
+    wait_until(lambda: not folder.is_served(), "the brokers to end", timeout=90, pause=0.1)
+    click.echo(f"Stopped. Records, learners and cards are kept in {folder.path}.")

@@ -1,0 +1,630 @@
+"""A class's cluster: what a learner may do, and what they may not, by trying it; what `serve` and its commands do."""
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
+from kafka import errors as kafka_errors
+from kafka.admin import ACLFilter, ACLOperation, ACLPermissionType, ACLResourcePatternType, ConfigResource
+from kafka.admin import ConfigResourceType, ResourcePatternFilter, ResourceType
+from kafka.structs import OffsetAndMetadata
+
+from helpers import LabError, remote
+from helpers.classroom import learners, room, watchdog
+from helpers.classroom.folder import Folder
+from helpers.processes import base_folder
+from helpers.waiting import wait_until
+from tests.secured import free_ports, secured_broker
+from tests.test_cli import call
+
+REFUSED = kafka_errors.AuthorizationError
+SMALL = 5  # MB of disk, where a test fills it
+
+
+@pytest.fixture(scope="module")
+def broker():
+    """The class's cluster with ann, bob and carl."""
+    with secured_broker() as broker:
+        learners.add(broker.folder, broker.admin, ["ann", "bob", "carl"])
+        yield broker
+
+
+def security(broker, name: str, **changes) -> dict:
+    """What kafka-python's clients take for a learner."""
+    card = broker.environment(name)
+    return {
+        "bootstrap_servers": card["COURSE_BOOTSTRAP_SERVERS"],
+        "security_protocol": "SASL_SSL",
+        "ssl_cafile": card["COURSE_SSL_CA_FILE"],
+        "sasl_mechanism": "SCRAM-SHA-512",
+        "sasl_plain_username": name,
+        "sasl_plain_password": card["COURSE_SASL_PASSWORD"],
+    } | changes
+
+
+@pytest.fixture(scope="module")
+def ann(broker):
+    with KafkaAdminClient(**security(broker, "ann")) as admin:
+        admin.create_topics({"ann.orders": {"num_partitions": 1}})
+        yield admin
+
+
+@pytest.fixture(scope="module")
+def bobs(broker, ann):
+    """Bob's topic with a record, his group with an offset, his transaction that is open."""
+    with (
+        KafkaAdminClient(**security(broker, "bob")) as admin,
+        KafkaProducer(**security(broker, "bob"), transactional_id="bob.payer", transaction_timeout_ms=900_000) as producer,
+    ):
+        admin.create_topics({"bob.orders": {"num_partitions": 1}})
+        producer.init_transactions()
+        producer.begin_transaction()
+        producer.send("bob.orders", b"secret").get(30)
+        offsets = {TopicPartition("bob.orders", 0): OffsetAndMetadata(0, "", -1)}
+        wait_until(
+            lambda: set(admin.alter_group_offsets("bob.billing", offsets).values()) == {kafka_errors.NoError},
+            "bob's group",
+            timeout=30,
+            retry=(kafka_errors.RetriableError,),
+        )
+        yield admin
+        producer.commit_transaction()  # what the others tried has not harmed it
+
+
+def write(broker, name: str, topic: str, value: bytes = b"x", **settings):
+    with KafkaProducer(**security(broker, name), **settings) as producer:
+        return producer.send(topic, value).get(30)
+
+
+def read(broker, name: str, topic: str, group: str | None = None, seconds: float = 30):
+    with KafkaConsumer(**security(broker, name), group_id=group, auto_offset_reset="earliest") as consumer:
+        if group:
+            consumer.subscribe([topic])
+        else:
+            consumer.assign([TopicPartition(topic, 0)])
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if records := consumer.poll(timeout_ms=300):
+                return [record.value for part in records.values() for record in part]
+    raise TimeoutError(f"{name} got no record of {topic}")
+
+
+ELSEWHERE = ("bob.orders", "bob.new", "shared.new", "new", "__consumer_offsets", "annette.new")
+
+
+@pytest.mark.parametrize("topic", ELSEWHERE)
+def test_no_writing_and_no_making_of_topics_elsewhere(broker, ann, bobs, topic):
+    with pytest.raises(REFUSED):
+        ann.create_topics({topic: {"num_partitions": 1}})
+    if topic.startswith("shared."):
+        return  # what is not there cannot be written to; what is there: see below
+    with KafkaProducer(**security(broker, "ann"), max_block_ms=3000) as producer, pytest.raises(REFUSED):
+        producer.send(topic, b"forged").get(10)
+
+
+def test_no_reading_of_others_records(broker, ann, bobs):
+    assert read(broker, "bob", "bob.orders") == [b"secret"]
+    for topic in ("bob.orders", "__consumer_offsets", "bob.progress"):
+        with pytest.raises((REFUSED, TimeoutError)):  # kafka-python 3.0.12 goes on asking, in silence
+            read(broker, "ann", topic, seconds=2)
+    with pytest.raises(REFUSED):
+        read(broker, "ann", "bob.orders", group="ann.spy")
+    with pytest.raises(REFUSED):
+        read(broker, "ann", "ann.orders", group="bob.billing")
+
+
+def _topic_config(name):
+    return ConfigResource(ConfigResourceType.TOPIC, name, {"retention.ms": "1"})
+
+
+#: What ann tries on what is bob's, or the whole cluster's.
+TRIES = {
+    "delete a topic": lambda ann: ann.delete_topics(["bob.orders"]),
+    "add partitions": lambda ann: ann.create_partitions({"bob.orders": 5}),
+    "alter a topic": lambda ann: ann.alter_configs([_topic_config("bob.orders")], raise_on_unknown=False),
+    "delete records": lambda ann: ann.delete_records({TopicPartition("bob.orders", 0): 1}),
+    "delete a group": lambda ann: ann.delete_groups(["bob.billing"]),
+    "move a group": lambda ann: ann.alter_group_offsets(
+        "bob.billing", {TopicPartition("bob.orders", 0): OffsetAndMetadata(1, "", -1)}
+    ),
+    "read a group": lambda ann: ann.list_group_offsets(["bob.billing"]),
+    "look at a group": lambda ann: ann.describe_groups(["bob.billing"]),
+    "read who may do what": lambda ann: ann.describe_acls(_any_acl()),
+    "take rights away": lambda ann: ann.delete_acls([_any_acl()]),
+    "give herself rights": lambda ann: ann.create_acls([learners._acl("ann", ACLOperation.ALL, ResourceType.TOPIC, "bob.")]),
+    "read the users": lambda ann: ann.describe_user_scram_credentials(["bob"]),
+    "change a password": lambda ann: ann.alter_user_scram_credentials(
+        [learners.UserScramCredentialUpsertion("bob", "SCRAM-SHA-512", "mine now")]
+    ),
+    "lift her quota": learners.set_quotas,
+    "alter a broker": lambda ann: ann.alter_configs(
+        [ConfigResource(ConfigResourceType.BROKER, "1", {"log.retention.ms": "1"})], raise_on_unknown=False
+    ),
+    "look at disks": lambda ann: ann.describe_log_dirs(),
+}  # fmt: skip
+
+
+def _any_acl() -> ACLFilter:
+    pattern = ResourcePatternFilter(ResourceType.ANY, None, ACLResourcePatternType.ANY)
+    return ACLFilter(None, "*", ACLOperation.ANY, ACLPermissionType.ANY, pattern)
+
+
+def everything(broker) -> str:
+    """What the cluster holds, as the administrator sees it; volatile members of groups aside."""
+    admin = broker.admin
+    acls, _ = admin.describe_acls(_any_acl())
+    topics = sorted(admin.list_topics())
+    configs = admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, "bob.orders")])
+    offsets = admin.list_group_offsets(["bob.billing"])
+    users = admin.describe_user_scram_credentials()
+    parts = [len(topic["partitions"]) for topic in admin.describe_topics(["bob.orders"])]
+    return repr((sorted(map(repr, acls)), topics, configs, offsets, users, parts))
+
+
+@pytest.mark.parametrize("what", TRIES)
+def test_no_meddling(broker, ann, bobs, what):
+    before = everything(broker)
+    try:
+        said = repr(TRIES[what](ann))
+    except (kafka_errors.KafkaError, LabError) as error:
+        said = repr(error)
+    else:
+        if what == "look at disks":  # answered without an error, and without anything in it
+            assert "bob" not in said and "topic" not in said.replace("'topics': []", "")
+            return
+    assert re.search("[Aa]uthoriz|needs ALTER|partitions are not known", said), said
+    assert everything(broker) == before
+
+
+def test_lists_show_ones_own_only(broker, ann, bobs):
+    assert all(topic.startswith("ann.") for topic in ann.list_topics())
+    assert not [group for group in ann.list_groups() if not group["group_id"].startswith("ann.")]
+    assert "bob" not in repr(ann.list_transactions())
+
+
+def test_no_transactional_id_of_others(broker, ann, bobs):
+    with (
+        KafkaProducer(**security(broker, "ann"), transactional_id="bob.payer", max_block_ms=5000) as producer,
+        pytest.raises(REFUSED),
+    ):
+        producer.init_transactions()  # would fence bob's
+
+
+def test_the_teachers_records_can_be_read(broker, ann):
+    broker.admin.create_topics({"shared.prices": {"num_partitions": 1}})
+    with room.connect(broker.folder, broker.folder.room(), broker.brokers.ports, KafkaProducer) as teacher:
+        teacher.send("shared.prices", b"12").get(30)
+    assert read(broker, "ann", "shared.prices") == [b"12"]
+    assert read(broker, "ann", "shared.prices", group="ann.prices") == [b"12"]
+    with pytest.raises(REFUSED):
+        write(broker, "ann", "shared.prices", max_block_ms=3000)
+    with pytest.raises(REFUSED):
+        ann.delete_topics(["shared.prices"])
+
+
+@pytest.mark.parametrize("listener", ["internal", "controller"])
+def test_the_doors_of_the_brokers_themselves_are_shut(broker, listener):
+    node = broker.brokers.nodes[0]
+    port = broker.brokers.ports[0] if listener == "internal" else node.controller_port
+    for mechanism, user, password in [
+        ("SCRAM-SHA-512", "ann", broker.folder.room().learners["ann"]),
+        ("PLAIN", "ann", broker.folder.room().learners["ann"]),
+        ("PLAIN", "admin", "admin"),
+    ]:
+        settings = security(broker, "ann") | {
+            "sasl_mechanism": mechanism,
+            "sasl_plain_username": user,
+            "sasl_plain_password": remote.Secret(password),
+        }
+        settings.pop("bootstrap_servers")
+        with pytest.raises(remote.Unreachable, match="does not take SCRAM|refuses the log-in|is a controller"):
+            remote.greet(remote.Address("localhost", port), settings, "ann.x", 5)
+
+
+def test_a_failed_log_in_says_why_and_harms_nobody(broker, ann):
+    settings = security(broker, "ann", sasl_plain_password=remote.Secret("wrong"))
+    settings.pop("bootstrap_servers")
+    host, port = broker.address.split(":")
+    for _ in range(20):
+        with pytest.raises(remote.Unreachable, match="refuses the log-in of user ann"):
+            remote.greet(remote.Address(host, int(port)), settings, "ann.x", 5)
+    assert write(broker, "ann", "ann.orders")
+
+
+# -- harm that rights do not prevent -----------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def somebody_else_works(broker):
+    """Carl writes and reads all the time; yields his waits in seconds. An error of his is the test's."""
+    waits, stop, wrong = [], threading.Event(), []
+    with contextlib.suppress(kafka_errors.TopicAlreadyExistsError):
+        broker.admin.create_topics({"carl.orders": {"num_partitions": 1}})
+
+    def work():
+        try:
+            with KafkaProducer(**security(broker, "carl")) as producer:
+                while not stop.wait(0.05):
+                    began = time.monotonic()
+                    producer.send("carl.orders", b"x").get(60)
+                    waits.append(time.monotonic() - began)
+        except Exception as error:
+            wrong.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        wait_until(lambda: waits or wrong, "carl's first record", timeout=60)
+        yield waits
+    finally:
+        stop.set()
+        thread.join()
+    assert not wrong
+
+
+@contextlib.contextmanager
+def watched(broker, megabytes: int = 300):
+    """A watchdog looks, as `serve` makes it; yields what it told."""
+    told, stop = [], threading.Event()
+    with room.connect(broker.folder, broker.folder.room(), broker.brokers.ports) as admin:
+        dog = watchdog.Watchdog(admin, broker.brokers.homes, broker.brokers.logs, megabytes, told.append)
+
+        def look():
+            while not stop.wait(watchdog.SECONDS):
+                dog.look()
+
+        thread = threading.Thread(target=look)
+        thread.start()
+        try:
+            yield told
+        finally:
+            stop.set()
+            thread.join()
+
+
+def test_oversized_records_are_refused(broker, ann):
+    with somebody_else_works(broker) as waits:
+        with pytest.raises(kafka_errors.MessageSizeTooLargeError):
+            write(broker, "ann", "ann.orders", bytes(2_000_000))  # by the client itself
+        with pytest.raises(kafka_errors.MessageSizeTooLargeError):
+            write(broker, "ann", "ann.orders", bytes(2_000_000), max_request_size=10_000_000)
+        # Her own topic may allow larger ones, but no request is larger than the broker's limit.
+        ann.create_topics({"ann.large": {"num_partitions": 1, "configs": {"max.message.bytes": "90000000"}}})
+        with pytest.raises(kafka_errors.KafkaError):
+            write(
+                broker, "ann", "ann.large", bytes(50_000_000),
+                max_request_size=90_000_000, delivery_timeout_ms=3000, request_timeout_ms=2000,
+            )  # fmt: skip
+    assert max(waits) < 5
+    assert read_end(broker, "ann.large") == 0
+
+
+def read_end(broker, topic: str) -> int:
+    with room.connect(broker.folder, broker.folder.room(), broker.brokers.ports, KafkaConsumer) as consumer:
+        return consumer.end_offsets([TopicPartition(topic, 0)])[TopicPartition(topic, 0)]
+
+
+def test_a_full_corner_is_held_until_it_is_emptied(broker, bobs):
+    bobs.create_topics({"bob.heap": {"num_partitions": 1}})
+    with watched(broker, SMALL) as told, KafkaProducer(**security(broker, "bob"), max_block_ms=5000) as producer:
+        began = time.monotonic()
+        with pytest.raises(REFUSED):
+            while time.monotonic() < began + 30:
+                producer.send("bob.heap", os.urandom(500_000)).get(20)
+        assert "bob is held" in told[0] and "5 are allowed" in told[0]
+        taken = watchdog.measure(broker.brokers.homes)["bob"].bytes / 1e6
+        with pytest.raises(REFUSED):
+            bobs.create_topics({"bob.more": {"num_partitions": 1}})
+        bobs.delete_topics(["bob.heap"])  # he still may
+        wait_until(lambda: told[-1] == "bob may write again.", "the release", timeout=60)
+    assert SMALL <= taken < SMALL + 30, f"{taken} MB"
+    write(broker, "bob", "bob.orders")
+
+
+def test_a_writer_is_slowed_down(broker, ann):
+    """Client quotas: after a burst of some ten seconds' worth the broker makes the client wait."""
+    with KafkaProducer(**security(broker, "ann")) as producer:
+        sent = 0.0
+        began = time.monotonic()
+        throttled = 0
+        while not throttled and time.monotonic() < began + 60:
+            producer.send("ann.orders", bytes(900_000)).get(60)
+            sent += 0.9
+            throttled = max(
+                value for group in producer.metrics().values() for name, value in group.items()
+                if name == "throttle-time-max"
+            )  # fmt: skip
+    assert throttled > 0, f"{sent} MB in {time.monotonic() - began} s without a wait"
+
+
+def test_ten_thousand_topics_one_by_one(broker, monkeypatch):
+    monkeypatch.setattr(watchdog, "PARTITIONS", 60)
+    learners.add(broker.folder, broker.admin, ["eve"])
+    with (
+        somebody_else_works(broker) as waits,
+        watched(broker) as told,
+        KafkaAdminClient(**security(broker, "eve")) as eve,
+    ):
+        for number in range(10_000):
+            try:
+                made(eve, f"eve.topic-{number}")
+            except REFUSED:
+                break
+        taken = len(watchdog.measure(broker.brokers.homes)["eve"].partitions)
+        assert "eve is held" in told[0] and 60 < taken < 200, (told, taken)
+        learners.reset(broker.admin, "eve")
+        wait_until(lambda: told[-1] == "eve may write again.", "the release", timeout=60)
+    print(f"held at {taken} topics; longest wait of somebody else: {max(waits):.2f} s of {len(waits)}")
+    assert max(waits) < 10
+
+
+def made(admin, topic: str) -> None:
+    """Make a topic, as soon as the quota lets it."""
+
+    def once():
+        admin.create_topics({topic: {"num_partitions": 1}})
+        return True
+
+    # of a client that has to wait, kafka-python 3.0.12 says that the node is not ready
+    waiting = (kafka_errors.NodeNotReadyError, kafka_errors.ThrottlingQuotaExceededError)
+    wait_until(once, f"topic {topic}", timeout=60, pause=0.02, retry=waiting)
+
+
+def test_nine_thousand_partitions_in_one_request(broker):
+    """Kafka's quota lets a request of any size pass, and refuses the next ones; the watchdog undoes it."""
+    learners.add(broker.folder, broker.admin, ["fred"])
+    with (
+        somebody_else_works(broker) as waits,
+        watched(broker) as told,
+        KafkaAdminClient(**security(broker, "fred")) as fred,
+    ):
+        began = time.monotonic()
+        fred.create_topics({"fred.flood": {"num_partitions": 9000}})
+        with pytest.raises((kafka_errors.ThrottlingQuotaExceededError, kafka_errors.NodeNotReadyError)):
+            fred.create_topics({"fred.more": {"num_partitions": 1}})
+        wait_until(lambda: told[-1:] == ["fred may write again."], "the watchdog", timeout=120)
+        print(f"undone after {time.monotonic() - began:.1f} s: {told}")
+    print(f"longest wait of somebody else: {max(waits):.2f} s of {len(waits)}")
+    assert "fred is held" in told[0] and "fred loses 1 topics" in told[1]
+    assert max(waits) < 30
+
+
+# -- what a teacher does, by command -----------------------------------------------------------------------------------
+
+
+class Served:
+    """`python -m helpers serve` as a process of its own."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.port, self.process, self.starts = folder, free_ports(1), None, 0
+
+    def start(self, *options):
+        self.output = open(self.folder.with_suffix(".out"), "ab")  # noqa: SIM115
+        command = [sys.executable, "-m", "helpers", "serve", "--dir", self.folder, "--port", str(self.port)]
+        self.process = subprocess.Popen([*command, *options], stdout=self.output, stderr=self.output)
+        self.starts += 1
+        up = lambda: self.said.count("Ctrl-C stops it") == self.starts  # noqa: E731
+        wait_until(lambda: up() or self.process.poll() is not None, "serve", timeout=90)
+        assert self.process.poll() is None, self.said
+
+    @property
+    def said(self) -> str:
+        return self.folder.with_suffix(".out").read_text()
+
+    def end(self, number=signal.SIGINT) -> int:
+        self.process.send_signal(number)
+        status = self.process.wait(60)
+        self.output.close()
+        return status
+
+    def command(self, *arguments):
+        done = call("serve", "--dir", self.folder, *arguments)
+        assert not done.exception or done.exit_code == 1, done.exception
+        return done
+
+
+@pytest.fixture
+def served(tmp_path):
+    served = Served(tmp_path / "class")
+    yield served
+    if served.process and served.process.poll() is None:
+        served.process.kill()
+        served.process.wait()
+
+
+def as_learner(card: Path, code: str, home: Path) -> subprocess.CompletedProcess:
+    """Run Python as a learner who pasted the lines of their card into bash."""
+    lines = re.search(r"-+ bash.*?-+\n(.*?)-+ PowerShell", card.read_text(), re.S)[1]
+    env = {key: value for key, value in os.environ.items() if not key.startswith("COURSE_B")} | {"HOME": str(home)}
+    script = f"{lines}\n{sys.executable} -c '{code}'"
+    env["COURSE_CACHE_DIR"] = os.environ.get("COURSE_CACHE_DIR") or str(_cache())
+    return subprocess.run(["bash"], input=script, env=env, capture_output=True, text=True, timeout=120)
+
+
+def _cache():
+    from helpers.store import cache_folder
+
+    return cache_folder()
+
+
+WRITE = """
+from helpers import Cluster
+from kafka import KafkaProducer, KafkaAdminClient
+import sys
+with KafkaAdminClient(**Cluster().connection) as admin, KafkaProducer(**Cluster().connection) as producer:
+    admin.create_topics({"PREFIX.kept": {"num_partitions": 1}})
+    producer.send("PREFIX.kept", b"hello").get(30)
+"""
+READ = """
+from helpers import Cluster
+from kafka import KafkaConsumer, TopicPartition
+with KafkaConsumer(**Cluster().connection) as consumer:
+    print(consumer.end_offsets([TopicPartition("PREFIX.kept", 0)]))
+"""
+
+
+def command_lines() -> str:
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            found.append(" ".join(process.cmdline()) + repr(process.environ()))
+    return "\n".join(found)
+
+
+def test_a_class_from_first_to_last(served, tmp_path):
+    served.start("--learners", "2", "--address", "localhost")
+    cards = served.folder / "cards"
+    assert sorted(card.name for card in cards.iterdir()) == ["learner01.txt", "learner02.txt"]
+    assert served.command("add", "ann").output.strip() == str(cards / "ann.txt")
+    kept = Folder(served.folder).room()
+    secrets = [kept.admin_password, *kept.learners.values()]
+    assert len(set(secrets)) == 4
+
+    # Secrets: on no command line, in no environment, in no log; files that hold them are the teacher's only.
+    lines = command_lines()
+    assert str(served.folder) in lines and not any(secret in lines for secret in secrets)
+    runs = [path for path in base_folder().rglob("*") if path.is_file()]
+    holding = [path for path in [*runs, *served.folder.rglob("*")] if path.is_file() and holds(path, secrets)]
+    names = {path.name for path in holding}
+    assert names == {"room.json", "server.properties", "ann.txt", "learner01.txt", "learner02.txt"}
+    assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in holding)
+    assert stat.S_IMODE(served.folder.stat().st_mode) == 0o700
+    assert not any(secret in served.said for secret in secrets)
+
+    done = as_learner(cards / "ann.txt", WRITE.replace("PREFIX", "ann"), tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "already" in served.command("add", "ann").output
+    assert "cannot be a learner's name" in served.command("add", "Ann Lee").output
+    assert re.search(r"ann +2 partitions", served.command("status").output)
+
+    # Another `serve` of the same class is refused; a stop keeps everything.
+    assert "served already" in served.command().output
+    assert "kept in" in served.command("stop").output
+    assert served.process.wait(60) == 0 and "Stopped." in served.said
+    assert left_behind(served.folder) == []
+    assert "does not run" in served.command("reset", "ann").output
+
+    served.start()
+    assert Folder(served.folder).room().learners == kept.learners
+    done = as_learner(cards / "ann.txt", READ.replace("PREFIX", "ann"), tmp_path)
+    assert "1}" in done.stdout, done.stderr
+
+    # A reset empties the corner, a new password makes the old card useless, a learner who is out stays out.
+    assert "is empty (1 topics" in served.command("reset", "ann").output
+    assert re.search(r"ann +1 partitions", served.command("status").output), "what the board knows is kept"
+    assert "There is no learner bob" in served.command("reset", "bob").output
+    old = tmp_path / "old.txt"
+    old.write_text((cards / "ann.txt").read_text())
+    served.command("password", "ann")
+    assert "refuses the log-in of user ann" in as_learner(old, WRITE.replace("PREFIX", "ann"), tmp_path).stderr
+    again = as_learner(cards / "ann.txt", WRITE.replace("PREFIX", "ann"), tmp_path)
+    assert again.returncode == 0, again.stderr
+    old.write_text((cards / "ann.txt").read_text())
+    assert "ann is out" in served.command("remove", "ann").output
+    assert not (cards / "ann.txt").exists()
+    assert "refuses the log-in of user ann" in as_learner(old, WRITE.replace("PREFIX", "ann"), tmp_path).stderr
+    assert served.end(signal.SIGINT) == 0
+    assert left_behind(served.folder) == []
+
+
+def holds(path: Path, secrets: list[str]) -> bool:
+    content = path.read_bytes()
+    return any(secret.encode() in content for secret in secrets)
+
+
+def left_behind(folder: Path) -> list[str]:
+    """Processes that work in a class's folder, and what only a running one has."""
+    running = [line for line in command_lines().splitlines() if "kafka.Kafka" in line and str(folder) in line]
+    return running + [path.name for path in folder.glob("running.json")]
+
+
+def test_a_killed_serve_takes_its_brokers_along(served):
+    served.start("--address", "localhost")
+    brokers = [
+        child.pid
+        for child in psutil.Process(served.process.pid).children(recursive=True)
+        if "kafka.Kafka" in child.cmdline()
+    ]
+    assert len(brokers) == 1
+    served.process.kill()
+    served.process.wait()
+    wait_until(lambda: not any(map(psutil.pid_exists, brokers)), "the brokers to be gone", timeout=10)
+    served.start()
+    assert served.end(signal.SIGTERM) == 0
+
+
+def test_an_interrupt_during_the_start(served):
+    command = [sys.executable, "-m", "helpers", "serve", "--dir", served.folder, "--port", str(served.port)]
+    process = subprocess.Popen([*command, "--address", "localhost"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    wait_until(lambda: (served.folder / "broker-1.log").exists(), "the brokers to start", timeout=60)
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 130 and b"Traceback" not in said
+    assert left_behind(served.folder) == []
+
+
+def test_a_port_that_is_taken(served):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", served.port))
+        taken.listen()
+        said = served.command("--port", served.port, "--address", "localhost")
+    assert said.exit_code == 1 and f"Port {served.port}" in said.output and "is taken" in said.output
+
+
+def test_an_address_that_nobody_knows(served):
+    said = call("serve", "--dir", served.folder, "--address", "laptop.invalid").output
+    assert "The address laptop.invalid is not known here: set --address to one of" in said
+    assert not served.folder.exists()
+
+
+def test_another_address_makes_other_cards(tmp_path, monkeypatch):
+    folder = Folder(tmp_path / "class")
+    folder.make(room_of("10.1.2.3"))
+    from helpers.commands.serve import _settle
+
+    monkeypatch.setattr(room, "own_addresses", lambda: ["10.9.9.9"])
+    monkeypatch.setattr(room, "likely_address", lambda: "10.9.9.9")
+    _settle(folder, None, None, None, None)
+    assert folder.room().address == "10.9.9.9"
+    _settle(folder, "localhost", None, 9999, None)  # what is asked for wins, and stays
+    assert folder.room().servers == "localhost:9999"
+    assert not room.is_gone("localhost") and room.is_gone("10.1.2.3") and not room.is_gone("203.0.114.7")
+    with pytest.raises(LabError, match="has 1 broker"):
+        _settle(folder, None, 3, None, None)
+
+
+def room_of(address: str):
+    from helpers.broker import new_id
+    from helpers.classroom.folder import Room
+
+    return Room(new_id(), 1, address, 9093, 300, learners={"ann": "word"})
+
+
+@pytest.mark.parametrize(
+    ("address", "bound"),
+    [("localhost", "127.0.0.1"), ("127.0.0.1", "127.0.0.1"), ("10.9.9.9", "10.9.9.9"), ("198.51.100.7", "0.0.0.0")],
+)
+def test_what_is_listened_on(monkeypatch, address, bound):
+    monkeypatch.setattr(room, "own_addresses", lambda: ["10.9.9.9"])
+    assert room.address_to_bind(address) == bound
+
+
+@pytest.mark.full
+def test_three_brokers():
+    with secured_broker(brokers=3) as three:
+        learners.add(three.folder, three.admin, ["ann"])
+        assert len(three.admin.describe_cluster()["brokers"]) == 3
+        with KafkaAdminClient(**security(three, "ann")) as ann:
+            ann.create_topics({"ann.orders": {"num_partitions": 3, "replication_factor": 3}})
+        assert write(three, "ann", "ann.orders", acks="all")
