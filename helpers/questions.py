@@ -20,6 +20,7 @@ from IPython import get_ipython
 from kafka import KafkaConsumer, KafkaProducer
 
 from helpers import progress
+from helpers.classroom import report
 from helpers.errors import LabError
 from helpers.sandbox import Clients, TookTooLong, learners_line, limited, own_cluster, quiet, run_starter, same
 
@@ -27,7 +28,7 @@ NOT_STARTED, NOT_RIGHT, RIGHT = "not started", "not right", "right"
 
 #: Called as observer(lesson, question, state), e.g. ("lesson_01", "q1", "right"), after each check that could judge,
 #: in headless runs too; what they raise or print goes nowhere. The first one keeps the learner's progress.
-observers: list[Callable[[str, str, str], object]] = [progress.observe]
+observers: list[Callable[[str, str, str], object]] = [progress.observe, report.observe]
 
 
 class Wrong(Exception):
@@ -244,6 +245,22 @@ class Question:
         names = [thing.name for thing in vars(module).values() if isinstance(thing, Question)]
         said, trouble = progress.of_lesson(self.lesson, names)
         return Card(said, [("All lessons", "`python -m helpers progress`"), ("Not kept", trouble)])
+
+    def ask(self, words: str = "") -> Card:
+        """In class: ask the teacher for help. The code of your answer goes to the teacher's board, with your words."""
+        if not report.topic():
+            return Card(f"{self.name}: you have not joined a class", [("To do", f"`{self.name}.hint()` helps.")])
+        report.ask(self.lesson, self.name, words, self._code(get_ipython()))
+        return Card(
+            f"{self.name}: the teacher sees that you ask for help", [("Sent", "your words and your answer's code")]
+        )
+
+    def _code(self, shell) -> str:
+        """The last cell that was run and gives one of the wanted names a value."""
+        names = "|".join(map(re.escape, self.wants))
+        gives = re.compile(rf"^(?:(?:async )?def|class) (?:{names})\b|^(?:{names})\s*=", re.M)
+        cells = shell.user_ns.get("In", []) if shell else []
+        return next((cell for cell in reversed(cells) if gives.search(cell)), "")
 
     def judge(self, namespace: dict) -> Outcome:
         """Judge what a namespace holds. It raises nothing but the KeyboardInterrupt of a learner who won't wait."""

@@ -1,6 +1,7 @@
 """A class's cluster: what a learner may do, and what they may not, by trying it; what `serve` and its commands do."""
 
 import contextlib
+import ipaddress
 import os
 import re
 import signal
@@ -16,13 +17,22 @@ import psutil
 import pytest
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka import errors as kafka_errors
-from kafka.admin import ACLFilter, ACLOperation, ACLPermissionType, ACLResourcePatternType, ConfigResource
-from kafka.admin import ConfigResourceType, ResourcePatternFilter, ResourceType
+from kafka.admin import (
+    ACLFilter,
+    ACLOperation,
+    ACLPermissionType,
+    ACLResourcePatternType,
+    ConfigResource,
+    ConfigResourceType,
+    ResourcePatternFilter,
+    ResourceType,
+)
 from kafka.structs import OffsetAndMetadata
 
 from helpers import LabError, remote
-from helpers.classroom import learners, room, watchdog
+from helpers.classroom import learners, network, room, watchdog
 from helpers.classroom.folder import Folder
+from helpers.commands import doctor
 from helpers.processes import base_folder
 from helpers.waiting import wait_until
 from tests.secured import free_ports, secured_broker
@@ -65,7 +75,9 @@ def bobs(broker, ann):
     """Bob's topic with a record, his group with an offset, his transaction that is open."""
     with (
         KafkaAdminClient(**security(broker, "bob")) as admin,
-        KafkaProducer(**security(broker, "bob"), transactional_id="bob.payer", transaction_timeout_ms=900_000) as producer,
+        KafkaProducer(
+            **security(broker, "bob"), transactional_id="bob.payer", transaction_timeout_ms=900_000
+        ) as producer,
     ):
         admin.create_topics({"bob.orders": {"num_partitions": 1}})
         producer.init_transactions()
@@ -142,7 +154,9 @@ TRIES = {
     "look at a group": lambda ann: ann.describe_groups(["bob.billing"]),
     "read who may do what": lambda ann: ann.describe_acls(_any_acl()),
     "take rights away": lambda ann: ann.delete_acls([_any_acl()]),
-    "give herself rights": lambda ann: ann.create_acls([learners._acl("ann", ACLOperation.ALL, ResourceType.TOPIC, "bob.")]),
+    "give herself rights": lambda ann: ann.create_acls(
+        [learners._acl("ann", ACLOperation.ALL, ResourceType.TOPIC, "bob.")]
+    ),
     "read the users": lambda ann: ann.describe_user_scram_credentials(["bob"]),
     "change a password": lambda ann: ann.alter_user_scram_credentials(
         [learners.UserScramCredentialUpsertion("bob", "SCRAM-SHA-512", "mine now")]
@@ -628,3 +642,65 @@ def test_three_brokers():
         with KafkaAdminClient(**security(three, "ann")) as ann:
             ann.create_topics({"ann.orders": {"num_partitions": 3, "replication_factor": 3}})
         assert write(three, "ann", "ann.orders", acks="all")
+
+
+# -- a learner's card, and doctor --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def card(broker, monkeypatch):
+    """The variables of ann's card are set."""
+    values, certificate = learners.read_card(learners.card_file(broker.folder, "ann").read_text())
+    assert certificate == broker.folder.ca_file.read_text()
+    assert values == learners.environment(broker.folder.room(), "ann", "$HOME/.kafka-class.pem")
+    for name, value in broker.environment("ann").items():
+        monkeypatch.setenv(name, value)
+    return values
+
+
+def test_doctor_on_a_card(broker, card, ann):
+    found = doctor.check_external_cluster()
+    assert found.mark == "ok" and card["COURSE_BOOTSTRAP_SERVERS"] in found.text
+
+
+def test_doctor_takes_a_file_for_the_environment(broker, monkeypatch):
+    monkeypatch.setattr(doctor, "_checks", lambda _trial: [("Your Kafka", doctor.check_external_cluster)])
+    before = dict(os.environ)
+    done = call("doctor", "--card", learners.card_file(broker.folder, "ann"))
+    assert done.exit_code == 0 and "written and" in done.output, done.output
+    assert dict(os.environ) == before
+    refused = call("doctor", "--card", __file__)
+    assert refused.exit_code == 1 and "not a card of a class" in refused.output
+
+
+def test_doctor_says_what_is_the_matter_in_the_room(broker, card, monkeypatch):
+    monkeypatch.setenv("COURSE_BOOTSTRAP_SERVERS", f"localhost:{free_ports(1)}")
+    found = doctor.check_external_cluster()
+    assert found.mark == "bad" and "`serve` does not run" in found.advice
+    by_number = broker.address.replace("localhost", "127.0.0.1")
+    monkeypatch.setenv("COURSE_BOOTSTRAP_SERVERS", by_number)
+    found = doctor.check_external_cluster()
+    assert "another host" in found.text and "ask for a new card" in found.advice
+
+
+def test_doctor_tells_networks_and_firewalls_apart(monkeypatch):
+    monkeypatch.setattr(network, "own_networks", lambda: [ipaddress.IPv4Network("10.1.0.0/16")])
+    silent = remote.Unreachable(2, "nobody answers", "wait")
+    monkeypatch.setenv("COURSE_BOOTSTRAP_SERVERS", "192.168.7.5:9093")
+    assert "is in 10.1.0.0/16, and 192.168.7.5 is in another network" in network.advice(silent)
+    monkeypatch.setenv("COURSE_BOOTSTRAP_SERVERS", "10.1.2.3:9093")
+    assert "firewall" in network.advice(silent) and "another network" not in network.advice(silent)
+
+
+def test_doctor_on_the_teachers_machine(broker, monkeypatch, tmp_path):
+    mark, text, _ = network.of_class(broker.folder)
+    assert mark in ("ok", "warning") and "answers" in text  # a warning where this machine has a firewall
+    folder = Folder(tmp_path / "class")
+    folder.make(room_of("localhost"))
+    assert network.of_class(folder)[0] == "skipped"
+    with folder.change() as kept:
+        kept.address = "10.77.1.2"
+    mark, text, cure = network.of_class(folder)
+    assert mark == "bad" and "10.77.1.2 is not this machine's any more" in text and "new cards" in cure
+    (tmp_path / "ufw.conf").write_text("ENABLED=yes\n")
+    assert "sudo ufw allow 9093/tcp" in network.firewall(9093, tmp_path / "ufw.conf")

@@ -1,10 +1,10 @@
 """The class's folder: all that is kept from one `serve` to the next, readable by the teacher alone.
 
-    room.json       the cluster's id, its address, the administrator's and the learners' passwords
-    authority.pem   the key and certificate that the brokers' certificates are signed with;  ca.pem: the certificate alone
-    cards/          a card a learner
-    broker-1/ …     the records;  broker-1.log …: what the broker says
-    running.json    only while `serve` runs: where the administrator's commands find it
+room.json       the cluster's id, its address, the administrator's and the learners' passwords
+authority.pem   the authority that signs the brokers' certificates, with its key;  ca.pem: without
+cards/          a card a learner
+broker-1/ …     the records;  broker-1.log …: what the broker says
+running.json    only while `serve` runs: where the administrator's commands find it
 """
 
 import contextlib

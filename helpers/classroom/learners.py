@@ -89,7 +89,11 @@ def add(folder: Folder, admin: KafkaAdminClient, names: list[str]) -> None:
 
 def _board_topic(replicas: int) -> dict:
     """The last word on each question is kept for good, and all of a day's words for a day (compaction's lag)."""
-    configs = {"cleanup.policy": "compact", "min.compaction.lag.ms": str(24 * 3600 * 1000)}
+    configs = {
+        "cleanup.policy": "compact",
+        "min.compaction.lag.ms": str(24 * 3600 * 1000),
+        "message.timestamp.type": "LogAppendTime",  # by the broker's clock, whatever the learner's says
+    }
     return {"num_partitions": 1, "replication_factor": replicas, "configs": configs}
 
 
@@ -265,7 +269,7 @@ in the class can see it. To join, paste the lines for your shell into a terminal
     python -m helpers lab
 
 Once joined, whether an answer is right or not yet goes to the teacher's board with each q1.check(); your code does not,
-unless you ask for help with q1.ask("what is the matter"). Leave out the line of COURSE_BOARD_TOPIC if you don't want it.
+unless you ask for help with q1.ask("what is the matter"). Leave out COURSE_BOARD_TOPIC if you don't want that.
 
 ---------- bash, zsh (Linux, macOS, WSL 2) ----------
 cat > "$HOME/.kafka-class.pem" <<'END'
@@ -303,3 +307,16 @@ def card(folder: Folder, room: Room, name: str) -> str:
         bash=lines("export {}={}"),
         powershell=lines("$env:{} = {}"),
     )
+
+
+def read_card(text: str) -> tuple[dict[str, str], str]:
+    """The course's variables of a card, and the authority's certificate, for which they name a file.
+
+    Raises:
+        LabError: it is no card.
+    """
+    values = dict(re.findall(r"^export (COURSE_\w+)=['\"](.*)['\"]$", text, re.M))
+    certificate = re.search(r"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----\n", text, re.S)
+    if not certificate or "COURSE_BOOTSTRAP_SERVERS" not in values:
+        raise LabError("This file is not a card of a class: take the file that the teacher sent, unchanged.")
+    return values, certificate[0]

@@ -7,7 +7,8 @@ from pathlib import Path
 import click
 
 from helpers import store
-from helpers.commands.serve import serve
+from helpers.commands.bundle import bundle
+from helpers.commands.serve import board, serve
 from helpers.errors import LabError
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
@@ -133,7 +134,12 @@ def reset(names, with_answers: bool, folder: Path, notebooks: Path) -> None:
 
 
 @commands.command()
-def doctor() -> None:
+@click.option(
+    "--card",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Your card of a class: look at its cluster, without pasting it first.",
+)
+def doctor(card: Path | None) -> None:
     """Say whether this machine is ready, and what to do where it is not.
 
     Looks at Python, memory, disk, the cache and Java; starts a broker, writes and reads a record, and stops it; does
@@ -142,7 +148,7 @@ def doctor() -> None:
     """
     from helpers.commands.doctor import examine
 
-    sys.exit(examine())
+    sys.exit(examine(card))
 
 
 @commands.command()
@@ -222,6 +228,8 @@ def clean(yes: bool) -> None:
 
 
 commands.add_command(serve)
+commands.add_command(board)
+commands.add_command(bundle)
 
 
 def main() -> None:

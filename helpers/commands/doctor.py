@@ -1,5 +1,6 @@
 """`python -m helpers doctor`: is this machine ready for the lessons, and what to do where it is not."""
 
+import contextlib
 import os
 import platform
 import shutil
@@ -27,6 +28,7 @@ BROKER = 300 * MB  # memory of a broker, its share of the system's included
 LESSON = 1500 * MB  # memory of a lesson with three brokers, its kernel and JupyterLab
 CACHE = 250 * MB  # jars, Kafka Streams for lesson 03, and the AOT cache
 DATA = 300 * MB  # disk for the data of a lesson's brokers, which live in the temp folder
+CLASS = Path(__file__).resolve().parents[2] / "class"  # where `serve` keeps a class
 SLOW = 10  # seconds for the start of one broker; it takes one on a usual machine
 TESTED = ((3, 11), (3, 14))  # the versions of Python that all packages have wheels for
 
@@ -48,8 +50,39 @@ MARKS = {
 }
 
 
-def examine() -> int:
-    """Look at everything, print a line each, and return the exit status: 1 when something does not work."""
+def examine(card: Path | None = None) -> int:
+    """Look at everything, print a line each, and return the exit status: 1 when something does not work.
+
+    Args:
+        card: a learner's card, whose variables count instead of the environment's.
+    """
+    with _variables_of(card):
+        return _examine()
+
+
+@contextlib.contextmanager
+def _variables_of(card: Path | None) -> Iterator[None]:
+    """The course's variables of a card, while the block runs."""
+    if card is None:
+        yield
+        return
+    from helpers.classroom.folder import write_private
+    from helpers.classroom.learners import read_card
+
+    values, certificate = read_card(card.read_text(errors="replace"))
+    with tempfile.TemporaryDirectory(prefix="card-") as folder:
+        ca_file = Path(folder) / "ca.pem"
+        write_private(ca_file, certificate.encode())
+        before = dict(os.environ)
+        os.environ.update(values | {"COURSE_SSL_CA_FILE": str(ca_file)})
+        try:
+            yield
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+
+
+def _examine() -> int:
     click.echo("Is this machine ready for the lessons?\n")
     marks = []
     with _Trial() as trial:
@@ -78,6 +111,8 @@ def _checks(trial: "_Trial") -> Iterator[tuple[str, Callable[[], Finding]]]:
     yield "Stop", trial.stop
     if os.environ.get("COURSE_BOOTSTRAP_SERVERS"):
         yield "Your Kafka", check_external_cluster
+    if (CLASS / "room.json").exists():
+        yield "Your class", check_class
     yield "Your database" if os.environ.get("COURSE_DATABASE_URL") else "PostgreSQL", check_database
 
 
@@ -348,7 +383,9 @@ def _round_trip(cluster) -> float:
 
 def check_external_cluster() -> Finding:
     """The cluster of COURSE_BOOTSTRAP_SERVERS answers, and takes a topic and a record."""
+    from helpers.classroom.network import advice
     from helpers.cluster import Cluster
+    from helpers.remote import Unreachable
 
     began = time.monotonic()
     try:
@@ -357,6 +394,8 @@ def check_external_cluster() -> Finding:
         if error.name != "helpers.external":
             raise
         return Finding("skipped", "this version of the course cannot use an external cluster")
+    except Unreachable as error:
+        return Finding("bad", str(error), advice(error))
     with cluster:
         connected = time.monotonic() - began
         seconds = _round_trip(cluster)
@@ -365,6 +404,14 @@ def check_external_cluster() -> Finding:
         f"{os.environ['COURSE_BOOTSTRAP_SERVERS']}: connected in {connected:.1f} s, "
         f"a record written and read back in {seconds:.2f} s",
     )
+
+
+def check_class() -> Finding:
+    """The class that is served from this machine: its address, its port, the firewall as far as it is known."""
+    from helpers.classroom.folder import Folder
+    from helpers.classroom.network import of_class
+
+    return Finding(*of_class(Folder(CLASS)))
 
 
 def check_database() -> Finding:

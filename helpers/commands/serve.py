@@ -99,9 +99,7 @@ def _settle(folder, address, brokers, port, disk) -> None:
             )
         if address is None and room.is_gone(old.address):
             address = room.likely_address()
-            click.secho(
-                f"This machine is no longer {old.address} but {address}: learners need new cards.", fg="yellow"
-            )
+            click.secho(f"This machine is no longer {old.address} but {address}: learners need new cards.", fg="yellow")
         old.address, old.port, old.megabytes = address or old.address, port or old.port, disk or old.megabytes
 
 
@@ -281,3 +279,36 @@ def stop(folder) -> None:
         psutil.Process(folder.running()["pid"]).terminate()
     wait_until(lambda: not folder.is_served(), "the brokers to end", timeout=90, pause=0.1)
     click.echo(f"Stopped. Records, learners and cards are kept in {folder.path}.")
+
+
+@click.command()
+@in_folder
+@click.option("--text", is_flag=True, help="Print the board once as plain text, and end.")
+@click.option("--port", type=click.IntRange(1024, 65535), default=8765, show_default=True, help="Port of the page.")
+def board(path: Path, text: bool, port: int) -> None:
+    """Show who of the class has answered what, who is stuck, and who asks for help.
+
+    A live page on this machine only; it needs a running `serve`. Learners' outcomes come in by themselves, their code
+    only when they ask for help.
+    """
+    from helpers.classroom import board as live_board
+    from helpers.classroom.folder import Folder
+    from helpers.commands.progress import questions
+
+    asked = {f"lesson_{name[:2]}": names for name, names in questions(COURSE / "notebooks").items()}
+    reader = live_board.Reader(Folder(path), asked)
+    if text:
+        try:
+            reader.catch_up()
+            click.echo(live_board.as_text(reader.model.shown(time.time())))
+        finally:
+            reader.close()
+        return
+    live = live_board.Live(reader)
+    try:
+        click.echo(f"The board is at http://localhost:{port} (Ctrl-C ends it).")
+        live_board.serve_page(live, port)
+    except OSError as error:
+        raise LabError(f"Port {port} cannot be used ({error.strerror}): choose another with --port.") from error
+    finally:
+        live.close()

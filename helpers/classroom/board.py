@@ -1,0 +1,256 @@
+"""The teacher's board: who has answered what, who is stuck, who asks for help.
+
+It is three of the course's patterns at once. Every learner publishes to a topic of their own and the board subscribes
+to all of them (02); what is shown is computed from the topics' records, and is the same after a restart (04); and it is
+a read model, made for one question, beside those who write (05).
+"""
+
+import contextlib
+import json
+import re
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kafka import KafkaConsumer, TopicPartition
+from kafka import errors as kafka_errors
+
+from helpers.classroom import room
+from helpers.classroom.folder import Folder
+from helpers.classroom.learners import BOARD
+
+STUCK = 3  # tries without success
+SLOW = 600  # seconds since the last try that was not right
+PAGE = Path(__file__).with_name("board.html")
+MARKS = {"": "·", "right": "✓", "not right": "✗"}
+
+
+@dataclass
+class Cell:
+    """What is known of one learner and one question.
+
+    Attributes:
+        state: of the last check: "", "right" or "not right".
+        tries: checks since the last one that was right.
+        at: when that was, in seconds, by the broker's clock.
+        words, code: of a call for help that is open.
+    """
+
+    state: str = ""
+    tries: int = 0
+    at: float = 0
+    words: str = ""
+    code: str = ""
+
+
+@dataclass
+class Model:
+    """The read model.
+
+    Attributes:
+        questions: the names of each lesson's questions, by the name of the lesson ("lesson_01").
+        learners: who is in the class.
+    """
+
+    questions: dict[str, list[str]]
+    learners: list[str] = field(default_factory=list)
+    cells: dict[tuple[str, str, str], Cell] = field(default_factory=dict)
+
+    def apply(self, topic: str, key: bytes | None, value: bytes | None, at: float) -> None:
+        """Take one record in. Who wrote it is told by the topic, where nobody else may write, not by its content.
+
+        What is not of the form that `helpers.classroom.report` writes is left out: a learner may write anything.
+        """
+        learner = topic.removesuffix(f".{BOARD}")
+        found = re.fullmatch(r"(lesson_\d\d)/(q\d+)(/help)?", (key or b"").decode(errors="replace"))
+        if learner not in self.learners or not found or found[2] not in self.questions.get(found[1], ()):
+            return
+        try:
+            said = json.loads(value or b"{}")
+            words, code, state = (_printable(str(said.get(name, ""))) for name in ("words", "code", "state"))
+        except (ValueError, AttributeError):
+            return
+        cell = self.cells.setdefault((learner, found[1], found[2]), Cell())
+        if found[3]:
+            cell.words, cell.code, cell.at = words or "Help, please.", code, at
+        elif state == "right":
+            cell.state, cell.tries, cell.at, cell.words, cell.code = state, 0, at, "", ""
+        elif state == "not right":
+            cell.state, cell.tries, cell.at = state, cell.tries + 1, at
+
+    def shown(self, now: float) -> dict:
+        """What the page and the text show."""
+        columns = [(lesson, question) for lesson, names in sorted(self.questions.items()) for question in names]
+        rows = []
+        for learner in sorted(self.learners):
+            cells = [self.cells.get((learner, *column), Cell()) for column in columns]
+            rows.append(
+                {
+                    "learner": learner,
+                    "right": sum(cell.state == "right" for cell in cells),
+                    "cells": [
+                        {"state": cell.state, "tries": cell.tries, "help": bool(cell.words or cell.code)}
+                        for cell in cells
+                    ],
+                }
+            )
+        trouble = [
+            {
+                "learner": learner,
+                "where": f"{lesson.removeprefix('lesson_')} {question}",
+                "what": cell.words or f"{cell.tries} tries",
+                "help": bool(cell.words or cell.code),
+                "code": cell.code,
+                "minutes": max(0, int((now - cell.at) / 60)),
+            }
+            for (learner, lesson, question), cell in self.cells.items()
+            if learner in self.learners and _in_trouble(cell, now)
+        ]
+        trouble.sort(key=lambda entry: (not entry["help"], -entry["minutes"]))
+        names = [f"{lesson.removeprefix('lesson_')} {question}" for lesson, question in columns]
+        return {"columns": names, "rows": rows, "trouble": trouble}
+
+
+def _printable(text: str) -> str:
+    """Without what a terminal would take for a command."""
+    return "".join(sign for sign in text if sign.isprintable() or sign in "\n\t")
+
+
+def _in_trouble(cell: Cell, now: float) -> bool:
+    if cell.words or cell.code:
+        return True
+    return cell.state == "not right" and (cell.tries >= STUCK or now - cell.at > SLOW)
+
+
+def as_text(shown: dict) -> str:
+    """The board in plain text: a line a learner, a group of marks a lesson."""
+    lessons: dict[str, list[int]] = {}
+    for index, name in enumerate(shown["columns"]):
+        lessons.setdefault(name.split()[0], []).append(index)
+    wide = max([7, *(len(row["learner"]) for row in shown["rows"])])
+    heads = {lesson: max(len(lesson), len(places)) for lesson, places in lessons.items()}
+    lines = [f"{'Learner':<{wide}}  Right  " + "  ".join(f"{name:<{width}}" for name, width in heads.items())]
+    for row in shown["rows"]:
+        marks = ("".join(_mark(row["cells"][i]) for i in places).ljust(heads[name]) for name, places in lessons.items())
+        lines.append(f"{row['learner']:<{wide}}  {row['right']:>5}  " + "  ".join(marks))
+    lines.append("✓ right   ✗ not right yet   ? asks for help   · not tried")
+    for entry in shown["trouble"]:
+        lines.append(f"\n{entry['learner']}, {entry['where']}, for {entry['minutes']} min: {entry['what']}")
+        lines += [f"    {line}" for line in entry["code"].splitlines()]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _mark(cell: dict) -> str:
+    return "?" if cell["help"] else MARKS[cell["state"]]
+
+
+class Reader:
+    """Reads all learners' topics from the beginning and keeps a model up to date; `step` is called again and again."""
+
+    def __init__(self, folder: Folder, questions: dict[str, list[str]]):
+        self._folder = folder
+        self._ports = folder.running()["ports"]
+        self.model = Model(questions)
+        self._consumer = room.connect(
+            folder, folder.room(), self._ports, KafkaConsumer, group_id=None, auto_offset_reset="earliest"
+        )
+
+    def step(self, milliseconds: int = 500) -> None:
+        """Read what has come; learners who were added or taken out are noticed."""
+        self.model.learners = list(self._folder.room().learners)
+        wanted = {TopicPartition(f"{name}.{BOARD}", 0) for name in self.model.learners}
+        before = self._consumer.assignment()
+        if wanted != before:
+            at = {part: self._consumer.position(part) for part in before & wanted}
+            self._consumer.assign(sorted(wanted))
+            for part in wanted:
+                if part in at:
+                    self._consumer.seek(part, at[part])
+                else:
+                    self._consumer.seek_to_beginning(part)
+        if not wanted:
+            time.sleep(milliseconds / 1000)
+            return
+        for records in self._consumer.poll(timeout_ms=milliseconds).values():
+            for record in records:
+                self.model.apply(record.topic, record.key, record.value, record.timestamp / 1000)
+
+    def catch_up(self, seconds: float = 30) -> None:
+        """Read all that is there now."""
+        self.step(0)
+        parts = self._consumer.assignment()
+        ends = self._consumer.end_offsets(list(parts)) if parts else {}
+        deadline = time.monotonic() + seconds
+        while any(self._consumer.position(part) < end for part, end in ends.items()):
+            if time.monotonic() > deadline:
+                raise TimeoutError("the board's topics could not be read in time")
+            self.step(200)
+
+    def close(self) -> None:
+        """End the consumer."""
+        self._consumer.close()
+
+
+class Live:
+    """A `Reader` in a thread of its own, and the last state for those who ask."""
+
+    def __init__(self, reader: Reader):
+        self._reader, self._ended = reader, threading.Event()
+        self.failure = ""
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def state(self) -> dict:
+        """What is shown now."""
+        return self._reader.model.shown(time.time()) | {"failure": self.failure}
+
+    def _run(self) -> None:
+        while not self._ended.is_set():
+            try:
+                self._reader.step()
+                self.failure = ""
+            except (kafka_errors.KafkaError, OSError, RuntimeError) as error:
+                self.failure = f"The class's brokers do not answer ({type(error).__name__})."
+                self._ended.wait(1)
+
+    def close(self) -> None:
+        """End the thread and the consumer."""
+        self._ended.set()
+        self._thread.join(10)
+        self._reader.close()
+
+
+def application(live, port: int):
+    """The page and its state, for the browser of this machine only: another host name is refused, so that no page of
+    elsewhere can have a name of its own point here."""
+    import tornado.web
+
+    class Local(tornado.web.RequestHandler):
+        def prepare(self):
+            if self.request.host not in (f"localhost:{port}", f"127.0.0.1:{port}"):
+                raise tornado.web.HTTPError(403)
+            self.set_header("Content-Security-Policy", "default-src 'self' 'unsafe-inline'; frame-ancestors 'none'")
+            self.set_header("Cache-Control", "no-store")
+
+    class Page(Local):
+        def get(self):
+            self.finish(PAGE.read_text())
+
+    class State(Local):
+        def get(self):
+            self.finish(live.state())
+
+    return tornado.web.Application([("/", Page), ("/state", State)])
+
+
+def serve_page(live, port: int) -> None:
+    """Serve the page on the loopback address until an interrupt."""
+    import asyncio
+
+    async def run():
+        application(live, port).listen(port, address="127.0.0.1")
+        await asyncio.Event().wait()
+
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(run())

@@ -1,0 +1,199 @@
+"""The board: what learners' kernels tell, what of it is believed, and what the teacher sees."""
+
+import asyncio
+import json
+import threading
+import time
+import types
+import urllib.error
+import urllib.request
+
+import pytest
+from kafka import KafkaProducer
+from kafka import errors as kafka_errors
+
+from helpers import questions
+from helpers.classroom import board, learners, report
+from helpers.waiting import wait_until
+from tests.secured import free_ports, secured_broker
+from tests.test_classroom import security
+from tests.test_cli import call
+
+ASKED = {"lesson_01": ["q1", "q2"], "lesson_09": ["q1"]}
+
+
+@pytest.fixture(scope="module")
+def broker():
+    with secured_broker() as broker:
+        learners.add(broker.folder, broker.admin, ["ann", "bob"])
+        yield broker
+
+
+@pytest.fixture
+def joined(broker, monkeypatch):
+    """Ann's kernel, in which a person sits."""
+    for name, value in broker.environment("ann").items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("COURSE_BOARD_TOPIC", "ann.progress")
+    monkeypatch.setattr(report, "somebody_is_watching", lambda: True)
+
+
+def model() -> board.Model:
+    return board.Model(ASKED, ["ann", "bob"])
+
+
+def said(value) -> bytes:
+    return json.dumps(value).encode()
+
+
+def test_the_last_word_counts_and_tries_add_up():
+    seen = model()
+    for _ in range(3):
+        seen.apply("ann.progress", b"lesson_01/q1", said({"state": "not right"}), 1000)
+    assert [entry["what"] for entry in seen.shown(1060)["trouble"]] == ["3 tries"]
+    seen.apply("ann.progress", b"lesson_01/q1", said({"state": "right"}), 1060)
+    shown = seen.shown(1060)
+    assert shown["trouble"] == [] and shown["rows"][0]["right"] == 1
+    seen.apply("bob.progress", b"lesson_09/q1", said({"state": "not right"}), 1000)
+    assert seen.shown(1060)["trouble"] == []
+    assert [entry["minutes"] for entry in seen.shown(1000 + board.SLOW + 60)["trouble"]] == [11]
+
+
+@pytest.mark.parametrize(
+    ("topic", "key", "value"),
+    [
+        ("eve.progress", b"lesson_01/q1", b'{"state": "right"}'),  # nobody of this class
+        ("ann.progress", b"lesson_01/q7", b'{"state": "right"}'),
+        ("ann.progress", b"bob/lesson_01/q1", b'{"state": "right"}'),
+        ("ann.progress", None, b'{"state": "right"}'),
+        ("ann.progress", b"lesson_01/q1", b'{"state": "brilliant"}'),
+        ("ann.progress", b"lesson_01/q1", b"\xff\xfe"),
+        ("ann.progress", b"lesson_01/q1", b'["right"]'),
+        ("ann.progress", b"\xff", None),
+    ],
+)
+def test_what_is_not_of_the_form_changes_nothing(topic, key, value):
+    seen = model()
+    before = seen.shown(1000)
+    seen.apply(topic, key, value, 1000)
+    assert seen.shown(1000) == before
+
+
+def test_text():
+    seen = model()
+    seen.apply("ann.progress", b"lesson_01/q1", said({"state": "right"}), 1000)
+    seen.apply("ann.progress", b"lesson_01/q2", said({"state": "not right"}), 1000)
+    call_for_help = {"words": "why\x1b[2J?", "code": "def f():\n    pass"}
+    seen.apply("bob.progress", b"lesson_09/q1/help", said(call_for_help), 1000)
+    assert board.as_text(seen.shown(1120)).splitlines() == [
+        "Learner  Right  01  09",
+        "ann          1  ✓✗  ·",
+        "bob          0  ··  ?",
+        "✓ right   ✗ not right yet   ? asks for help   · not tried",
+        "",
+        "bob, 09 q1, for 2 min: why[2J?",
+        "    def f():",
+        "        pass",
+    ]
+
+
+def test_from_a_check_to_the_board(broker, joined, monkeypatch):
+    """Outcomes come by themselves, code only with a call for help; a board that starts anew shows the same."""
+    code = "def answer():\n    return 'my secret idea'"
+    shell = types.SimpleNamespace(user_ns={"In": ["import json", code, "q1.check()"]})
+    monkeypatch.setattr(questions, "get_ipython", lambda: shell)
+    question = questions.Question(
+        "q1", wants=("answer",), starter="def answer(): ...", solution="", judge=lambda _lab, f: None, hints=[], why=""
+    )
+    question.lesson = "lesson_01"
+    namespace = {}
+    exec(code, namespace)
+    assert question.judge(namespace).state == "right"
+    report.observe("lesson_09", "q1", "not right")
+    report.observe("lesson_01", "q2", "not started")
+    assert report.wait(30)
+    reader = board.Reader(broker.folder, ASKED)
+    reader.catch_up()
+    row = reader.model.shown(time.time())["rows"][0]
+    assert [cell["state"] for cell in row["cells"]] == ["right", "", "not right"]
+    assert "secret idea" not in repr(reader.model)
+
+    question.name = "q2"
+    assert "ask for help" in question.ask("I am lost").title
+    assert report.wait(30)
+    wait_until(lambda: reader.step(200) or reader.model.shown(time.time())["trouble"], "the call", timeout=30)
+    (entry,) = reader.model.shown(time.time())["trouble"]
+    assert (entry["learner"], entry["where"], entry["what"]) == ("ann", "01 q2", "I am lost")
+    assert entry["code"] == code
+    before = reader.model.shown(1e10)
+    reader.close()
+    again = board.Reader(broker.folder, ASKED)
+    again.catch_up()
+    assert again.model.shown(1e10) == before
+
+    learners.add(broker.folder, broker.admin, ["carl"])  # later, while the board is up
+    wait_until(lambda: again.step(100) or len(again.model.shown(0)["rows"]) == 3, "carl", timeout=30)
+    assert again.model.shown(1e10)["rows"][0] == before["rows"][0]
+    again.close()
+
+
+def test_nobody_can_write_in_anothers_name(broker):
+    with (
+        KafkaProducer(**security(broker, "bob"), max_block_ms=3000) as producer,
+        pytest.raises(kafka_errors.AuthorizationError),
+    ):
+        producer.send("ann.progress", said({"state": "right"}), key=b"lesson_01/q1").get(10)
+
+
+def test_a_check_does_not_wait_for_the_board(joined, monkeypatch):
+    monkeypatch.setenv("COURSE_BOOTSTRAP_SERVERS", f"localhost:{free_ports(1)}")
+    began = time.monotonic()
+    report.observe("lesson_01", "q1", "right")
+    assert time.monotonic() - began < 0.5
+
+
+def test_without_a_class_nothing_is_told(monkeypatch):
+    monkeypatch.delenv("COURSE_BOARD_TOPIC", raising=False)
+    monkeypatch.setattr(report, "tell", lambda *_: pytest.fail("told"))
+    monkeypatch.setattr(report, "somebody_is_watching", lambda: True)
+    report.observe("lesson_01", "q1", "right")
+    question = questions.Question("q1", wants=(), starter="", solution="", judge=print, hints=[], why="")
+    assert "not joined" in question.ask("help").title
+
+
+def test_the_page_is_for_this_machine_only():
+    """The state as JSON, the page without anything from elsewhere; other names for this host are refused."""
+    port = free_ports(1)
+    seen = model()
+    seen.apply("ann.progress", b"lesson_01/q1", said({"state": "right"}), 1000)
+    live = types.SimpleNamespace(state=lambda: seen.shown(1000) | {"failure": ""})
+    loop = asyncio.new_event_loop()
+
+    def run():
+        asyncio.set_event_loop(loop)
+        board.application(live, port).listen(port, address="127.0.0.1")
+        loop.run_forever()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        wait_until(lambda: get(port, "/"), "the page", timeout=10, retry=(OSError,))
+        assert json.loads(get(port, "/state"))["rows"][0]["learner"] == "ann"
+        page = get(port, "/")
+        assert "http://" not in page and "https://" not in page and "innerHTML" not in page
+        with pytest.raises(urllib.error.HTTPError, match="403"):
+            get(port, "/state", host="evil.example")
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+
+
+def get(port: int, path: str, host: str = "") -> str:
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", headers={"Host": host} if host else {})
+    with urllib.request.urlopen(request, timeout=5) as answer:
+        return answer.read().decode()
+
+
+def test_the_board_needs_a_running_class(tmp_path):
+    done = call("board", "--dir", tmp_path, "--text")
+    assert done.exit_code == 1 and "There is no class in" in done.output
