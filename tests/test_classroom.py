@@ -33,7 +33,7 @@ from helpers import LabError, remote
 from helpers.classroom import learners, network, room, watchdog
 from helpers.classroom.folder import Folder
 from helpers.commands import doctor
-from helpers.processes import base_folder
+from helpers.processes import _is_over, base_folder
 from helpers.waiting import wait_until
 from tests.secured import free_ports, secured_broker
 from tests.test_cli import call
@@ -431,6 +431,12 @@ class Served:
         up = lambda: self.said.count("Ctrl-C stops it") == self.starts  # noqa: E731
         wait_until(lambda: up() or self.process.poll() is not None, "serve", timeout=90)
         assert self.process.poll() is None, self.said
+        self.children = psutil.Process(self.process.pid).children(recursive=True)
+        assert any("kafka.Kafka" in child.cmdline() for child in self.children)
+
+    def left_behind(self) -> list:
+        """What runs still of all that a `serve` started, and what only a running one has in its folder."""
+        return [child for child in self.children if not _is_over(child)] + [*self.folder.glob("running.json")]
 
     @property
     def said(self) -> str:
@@ -526,7 +532,7 @@ def test_a_class_from_first_to_last(served, tmp_path):
     assert "served already" in served.command().output
     assert "kept in" in served.command("stop").output
     assert served.process.wait(60) == 0 and "Stopped." in served.said
-    assert left_behind(served.folder) == []
+    assert served.left_behind() == []
     assert "does not run" in served.command("reset", "ann").output
 
     served.start()
@@ -549,7 +555,7 @@ def test_a_class_from_first_to_last(served, tmp_path):
     assert not (cards / "ann.txt").exists()
     assert "refuses the log-in of user ann" in as_learner(old, WRITE.replace("PREFIX", "ann"), tmp_path).stderr
     assert served.end(signal.SIGINT) == 0
-    assert left_behind(served.folder) == []
+    assert served.left_behind() == []
 
 
 def holds(path: Path, secrets: list[str]) -> bool:
@@ -557,23 +563,11 @@ def holds(path: Path, secrets: list[str]) -> bool:
     return any(secret.encode() in content for secret in secrets)
 
 
-def left_behind(folder: Path) -> list[str]:
-    """Processes that work in a class's folder, and what only a running one has."""
-    running = [line for line in command_lines().splitlines() if "kafka.Kafka" in line and str(folder) in line]
-    return running + [path.name for path in folder.glob("running.json")]
-
-
 def test_a_killed_serve_takes_its_brokers_along(served):
     served.start("--address", "localhost")
-    brokers = [
-        child.pid
-        for child in psutil.Process(served.process.pid).children(recursive=True)
-        if "kafka.Kafka" in child.cmdline()
-    ]
-    assert len(brokers) == 1
     served.process.kill()
     served.process.wait()
-    wait_until(lambda: not any(map(psutil.pid_exists, brokers)), "the brokers to be gone", timeout=10)
+    wait_until(lambda: all(map(_is_over, served.children)), "the brokers to be gone", timeout=10)
     served.start()
     assert served.end(signal.SIGTERM) == 0
 
@@ -582,10 +576,12 @@ def test_an_interrupt_during_the_start(served):
     command = [sys.executable, "-m", "helpers", "serve", "--dir", served.folder, "--port", str(served.port)]
     process = subprocess.Popen([*command, "--address", "localhost"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     wait_until(lambda: (served.folder / "broker-1.log").exists(), "the brokers to start", timeout=60)
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert children
     process.send_signal(signal.SIGINT)
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 130 and b"Traceback" not in said
-    assert left_behind(served.folder) == []
+    assert all(map(_is_over, children))
 
 
 def test_a_port_that_is_taken(served):
