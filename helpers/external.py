@@ -141,7 +141,8 @@ class ExternalCluster(Cluster):
         setting = f"is {self._own}" if self._own else "is not set"
         return (
             f"{user} lacks rights on {what}: set COURSE_TOPIC_PREFIX, which {setting}, to the prefix that this user "
-            "may use (it takes all operations on topics, groups and transactional ids)."
+            "may use (it takes all operations on topics, groups and transactional ids)"
+            + ("; in a class your corner may be full: ask the teacher." if self._own else ".")
         )
 
     # -- looking -------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 
 import psutil
@@ -346,6 +347,34 @@ def test_a_full_corner_is_held_until_it_is_emptied(broker, bobs):
     write(broker, "bob", "bob.orders")
 
 
+def test_what_counts_as_taken(tmp_path):
+    """Of each learner on each broker: bytes and files of all replicas, partitions once, what is deleted not as one."""
+    gone = "ann.old-0." + "0123456789abcdef" * 2 + "-delete"
+    for place in (
+        "1/ann.a-0",
+        "1/ann.a-1",
+        "2/ann.a-0",
+        f"1/{gone}",
+        "1/bob.with-dash-3.x-0",
+        "1/__consumer_offsets-5",
+    ):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "0.log").write_bytes(bytes(8192))
+    (tmp_path / "1" / "meta.properties").touch()
+    usage = watchdog.measure([tmp_path / "1", tmp_path / "2", tmp_path / "none"])
+    assert sorted(usage) == ["ann", "bob"]
+    assert usage["ann"].partitions == {"ann.a-0", "ann.a-1"} and usage["ann"].files == 4
+    assert usage["ann"].bytes == 4 * 8192 and usage["ann"].topics == {"ann.a": 2}
+    assert usage["bob"].partitions == {"bob.with-dash-3.x-0"}
+
+
+def test_what_is_given_up_first():
+    usage = watchdog.Usage(topics=Counter({"ann.huge": 900, "ann.progress": 1, "ann.small": 3, "ann.large": 400}))
+    usage.partitions = {f"{topic}-{n}" for topic, count in usage.topics.items() for n in range(count)}
+    assert usage.surplus() == ["ann.huge"]
+    assert "1304 partitions, 500 are allowed" in usage.excess(300)
+
+
 def test_a_writer_is_slowed_down(broker, ann):
     """Client quotas: after a burst of some ten seconds' worth the broker makes the client wait."""
     with KafkaProducer(**security(broker, "ann")) as producer:
@@ -395,6 +424,7 @@ def made(admin, topic: str) -> None:
     wait_until(once, f"topic {topic}", timeout=60, pause=0.02, retry=waiting)
 
 
+@pytest.mark.full
 def test_nine_thousand_partitions_in_one_request(broker):
     """Kafka's quota lets a request of any size pass, and refuses the next ones; the watchdog undoes it."""
     learners.add(broker.folder, broker.admin, ["fred"])
@@ -563,6 +593,7 @@ def holds(path: Path, secrets: list[str]) -> bool:
     return any(secret.encode() in content for secret in secrets)
 
 
+@pytest.mark.full
 def test_a_killed_serve_takes_its_brokers_along(served):
     served.start("--address", "localhost")
     served.process.kill()

@@ -51,7 +51,7 @@ def empty_cache(tmp_path, monkeypatch):
 
 def test_help_and_version():
     lines = call("--help").output.splitlines()
-    for command in ("lab", "progress", "reset", "doctor", "run", "clean"):
+    for command in ("lab", "progress", "reset", "doctor", "run", "clean", "serve", "board", "bundle"):
         assert any(line.startswith(f"  {command} ") for line in lines)
         assert call(command, "--help").exit_code == 0
     assert store.KAFKA_VERSION in call("--version").output

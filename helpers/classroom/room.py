@@ -68,7 +68,8 @@ class Brokers:
             LabError: a port is taken, a broker died, or took more than a minute.
         """
         for broker in self._brokers:
-            if not (broker.data / "meta.properties").exists():  # its last part to be written
+            formatted = broker.data / "meta.properties", broker.data / "__cluster_metadata-0"
+            if not any(part.exists() for part in formatted):
                 shutil.rmtree(broker.data, ignore_errors=True)
                 broker.format(store.storage_template())
             broker.log.touch(mode=0o600)
