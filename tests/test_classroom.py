@@ -337,6 +337,7 @@ def test_a_full_corner_is_held_until_it_is_emptied(broker, bobs):
         with pytest.raises(REFUSED):
             while time.monotonic() < began + 30:
                 producer.send("bob.heap", os.urandom(500_000)).get(20)
+        assert learners.held(broker.admin) == {"bob"}, "a `serve` that starts anew has to know"
         assert "bob is held" in told[0] and "5 are allowed" in told[0]
         taken = watchdog.measure(broker.brokers.homes)["bob"].bytes / 1e6
         with pytest.raises(REFUSED):

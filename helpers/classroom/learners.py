@@ -193,11 +193,11 @@ def reset(admin: KafkaAdminClient, name: str, keep: tuple[str, ...] = (BOARD,)) 
     def empty():
         nonlocal count
         groups = [group["group_id"] for group in admin.list_groups() if group["group_id"].startswith(mine)]
+        for group in groups:
+            with contextlib.suppress(kafka_errors.GroupIdNotFoundError):  # one of a newer protocol, or gone
+                if members := admin.describe_groups([group])[group]["members"]:
+                    admin.remove_group_members(group, [MemberToRemove(member["member_id"]) for member in members])
         if groups:
-            for group, found in admin.describe_groups(groups).items():
-                if members := found.get("members"):
-                    leaving = [MemberToRemove(member["member_id"]) for member in members]
-                    admin.remove_group_members(group, leaving)
             admin.delete_groups(groups)
         topics = [topic for topic in admin.list_topics() if topic.startswith(mine) and topic not in kept]
         if topics:
