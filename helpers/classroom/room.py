@@ -75,13 +75,8 @@ class Brokers:
             broker.log.touch(mode=0o600)
             self._launch(broker)
         try:
-            with self._connected() as admin:
-                wait_until(
-                    lambda: len(admin.describe_cluster()["brokers"]) == len(self._brokers),
-                    "all brokers to be registered",
-                    timeout=60,
-                    retry=(kafka_errors.KafkaError,),
-                )
+            for port in self.ports:
+                self._until("all brokers to know each other", lambda port=port: self._knows_all(port))
         except PortTaken as error:
             raise LabError(
                 f"Port {self.room.port} (or one of the next) is taken by another program: end it, or choose another "
@@ -94,16 +89,21 @@ class Brokers:
         heap = "-Xmx1g" if len(self._brokers) == 1 else "-Xmx512m"
         broker.start(heap, *with_aot_cache())
 
-    def _connected(self) -> KafkaAdminClient:
-        def answers():
+    def _until(self, what: str, probe: Callable):
+        """Wait, and say at once when a broker dies meanwhile."""
+
+        def checked():
             for broker in self._brokers:
                 broker.check()
-            with contextlib.suppress(OSError), socket.create_connection((LOOPBACK, self.ports[0]), timeout=1):
-                return connect(self.folder, self.room, self.ports)
+            return probe()
 
-        return wait_until(
-            answers, "the brokers to answer", timeout=60, pause=0.05, retry=(kafka_errors.KafkaTimeoutError,)
-        )
+        return wait_until(checked, what, timeout=60, pause=0.05, retry=(OSError, kafka_errors.KafkaTimeoutError))
+
+    def _knows_all(self, port: int) -> bool:
+        """Whether the broker that listens there tells its clients of all brokers."""
+        socket.create_connection((LOOPBACK, port), timeout=1).close()
+        with connect(self.folder, self.room, [port]) as client:
+            return len(client._manager.cluster.brokers()) == len(self._brokers)
 
     def mend(self) -> list[int]:
         """Start brokers that died by themselves again; returns their ids.

@@ -103,6 +103,7 @@ class Watchdog:
     def __init__(self, admin: KafkaAdminClient, homes, logs, megabytes: int, tell: Callable[[str], object]):
         self._admin, self._homes, self._logs, self._megabytes, self._tell = admin, homes, logs, megabytes, tell
         self._held = learners.held(admin)
+        self._deleted: set[str] = set()
         self._low = False
 
     def look(self) -> None:
@@ -116,12 +117,16 @@ class Watchdog:
                 learners.hold(self._admin, name)
                 self._held.add(name)
                 self._tell(f"{name} is held, and can only read and delete: {excess}.")
-            if len(taken.partitions) > 2 * PARTITIONS and (surplus := taken.surplus()):
+            # thousands of partitions take the broker a minute to delete
+            surplus = [topic for topic in taken.surplus() if topic not in self._deleted]
+            if len(taken.partitions) > 2 * PARTITIONS and surplus:
                 self._admin.delete_topics(surplus, raise_errors=False)
+                self._deleted.update(surplus)
                 self._tell(f"{name} loses {len(surplus)} topics, as one request made far too many partitions.")
         for name in [name for name in self._held if not usage.get(name, Usage()).excess(self._megabytes)]:
             learners.release(self._admin, name)
             self._held.discard(name)
+            self._deleted = {topic for topic in self._deleted if not topic.startswith(f"{name}.")}
             self._tell(f"{name} may write again.")
         self._look_at_disk()
 
