@@ -117,12 +117,13 @@ class Watchdog:
                 learners.hold(self._admin, name)
                 self._held.add(name)
                 self._tell(f"{name} is held, and can only read and delete: {excess}.")
-            # thousands of partitions take the broker a minute to delete
-            surplus = [topic for topic in taken.surplus() if topic not in self._deleted]
+            surplus = taken.surplus()
             if len(taken.partitions) > 2 * PARTITIONS and surplus:
+                # Again with each look: thousands take the broker a minute, in which it may not hear the first time.
                 self._admin.delete_topics(surplus, raise_errors=False)
-                self._deleted.update(surplus)
-                self._tell(f"{name} loses {len(surplus)} topics, as one request made far too many partitions.")
+                if new := [topic for topic in surplus if topic not in self._deleted]:
+                    self._deleted.update(new)
+                    self._tell(f"{name} loses {', '.join(new[:3])}{' …' * (len(new) > 3)}: far too many partitions.")
         for name in [name for name in self._held if not usage.get(name, Usage()).excess(self._megabytes)]:
             learners.release(self._admin, name)
             self._held.discard(name)
