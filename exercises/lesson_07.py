@@ -352,7 +352,8 @@ def _redrive_some(connection, queue, target, group, transactional_id, redrive):
 def _judge_redrive(lab, redrive):
     queue, target, group = lab.topic("dead-letters"), lab.topic("retry"), lab.group()
     _place(lab, queue, LETTERS)
-    job = _redrive_some, lab.cluster.connection, queue, target, group, lab.transactional_id(), redrive
+    transactional_id = lab.transactional_id()
+    job = _redrive_some, lab.cluster.connection, queue, target, group, transactional_id, redrive
     for die_at in [("looked at a dead letter", 4), "transaction committed", None]:
         worker = Worker(*job, die_at=die_at)
         lab.afterwards.callback(worker.kill)
@@ -361,6 +362,8 @@ def _judge_redrive(lab, redrive):
             raise Wrong(
                 f"the redriver's process {state}", "a redriver that comes to its end", worker.output.strip()[-300:]
             )
+    with KafkaProducer(**lab.cluster.connection, transactional_id=transactional_id) as settle:
+        settle.init_transactions()  # returns when the markers of the last transaction are written
     passed = [record.value for record in lab.records(target)]
     begin = _committed(lab, queue, group)
     stay = [record.value for record in lab.records(queue) if record.offset >= begin]
