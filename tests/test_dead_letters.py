@@ -1,4 +1,4 @@
-"""Lesson 07's own processor and redriver, killed at every point: nothing lost, nothing twice.
+"""Lesson 07's own processor and redriver, killed at every point and in random histories: nothing lost, nothing twice.
 
 Tested are the functions of the lesson's set-up cells, not a copy. A crash is the SIGKILL of a process in the middle of
 them: each run that is to die gets a process of its own, forked from a clean one without threads or clients. The
@@ -14,6 +14,9 @@ import types
 
 import cloudpickle
 import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 from kafka import KafkaConsumer, KafkaProducer, OffsetAndMetadata, TopicPartition
 from sqlalchemy import create_engine, text
 
@@ -23,6 +26,7 @@ from tests import lessons
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["tests.test_dead_letters"])
 
+KINDS = ["tea", "matcha", "fax", "no goods"]
 CAUSES = {"matcha": "UnknownGoods", "fax": "UnicodeDecodeError", "no goods": "KeyError"}
 
 
@@ -148,15 +152,17 @@ class Shop:
         ]
         if self.redrive_name == "redrive":
             arguments.append(self.id)
-        if not die_at:
+        died = False
+        if die_at:
+            died = run_in_child(die_at, self.lesson[self.redrive_name], *arguments)
+        else:
             self.lesson[self.redrive_name](*arguments)
-            return False
-        died = run_in_child(die_at, self.lesson[self.redrive_name], *arguments)
-        if died:
-            self._end_transaction()
+        self._end_transaction()
         return died
 
     def _end_transaction(self) -> None:
+        """What a killed redriver has left open is aborted; of a committed one, all markers are written: the commit
+        returns before that, and who reads in between sees the offset without the records, or the other way round."""
         with KafkaProducer(**self.connection, transactional_id=self.id) as producer:
             producer.init_transactions()
 
@@ -383,3 +389,90 @@ def test_a_partition_that_was_paused_alone_is_forgotten(two_partitions):
     assert read(consumer, 1, seconds=10) == [(1, 0)]
     consumer.resume(first)
     assert read(consumer, 2, seconds=2) == []
+
+
+# -- random histories
+
+POINTS = ["tried", "dead letter acknowledged", "committed"]
+REDRIVER_POINTS = ["passed on", "offsets sent", "committed"]
+
+
+def deaths(points):
+    """Where to die, e.g. the second time at a point; None: not at all."""
+    return st.one_of(st.none(), *[st.tuples(st.just(name), st.integers(1, 3)) for name in points])
+
+
+def history(shop, **versions):
+    """A state machine of random histories of a shop with these versions of its functions."""
+
+    class History(RuleBasedStateMachine):
+        @initialize(kinds=st.lists(st.sampled_from(KINDS), min_size=2, max_size=4))
+        def begin(self, kinds):
+            shop.begin(**versions)
+            self.place_and_pack(kinds, None)
+
+        @rule(kinds=st.lists(st.sampled_from(KINDS), min_size=1, max_size=3), die_at=deaths(POINTS))
+        def place_and_pack(self, kinds, die_at):
+            for kind in kinds:
+                shop.place(kind)
+            shop.pack_orders(die_at)
+            shop.check()
+
+        @precondition(lambda self: {*shop.orders.values()} & {*CAUSES})
+        @rule(causes=st.sets(st.sampled_from(sorted(CAUSES)), min_size=1), die_at=deaths(REDRIVER_POINTS))
+        def redrive(self, causes, die_at):
+            back, waiting = shop.on_retry_topic(), shop.waiting()
+            chosen = [n for n in waiting if shop.orders[n] in causes]
+            shop.redrive([CAUSES[kind] for kind in causes], die_at)
+            after = shop.on_retry_topic(), sorted(shop.waiting())
+            rest = sorted(n for n in waiting if n not in chosen)
+            assert after in [(back, sorted(waiting)), (back + chosen, rest)], "half a redrive"
+            shop.check()
+
+        @rule(die_at=deaths(POINTS), with_shelf=st.booleans())
+        def pack_what_came_back(self, die_at, with_shelf):
+            if with_shelf:
+                shop.build_shelf()
+            shop.pack_orders(die_at)
+            shop.check()
+
+        def teardown(self):
+            if shop.orders:
+                shop.finish()
+
+    return History
+
+
+def run_histories(shop, examples, **versions):
+    run_state_machine_as_test(
+        history(shop, **versions),
+        settings=settings(
+            max_examples=examples,
+            stateful_step_count=5,
+            deadline=None,
+            derandomize=True,
+            database=None,
+            report_multiple_bugs=False,
+            phases=[Phase.generate],  # no shrinking: each try is a run on a real broker
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+
+
+@pytest.mark.parametrize("examples", [15, pytest.param(60, marks=pytest.mark.full)])
+def test_random_histories_lose_nothing_and_double_nothing(shop, examples):
+    run_histories(shop, examples)
+
+
+@pytest.mark.parametrize(
+    "versions, damage",
+    [
+        ({"process": "textbook"}, "lost"),
+        ({"work": "pack"}, "packed twice"),
+        ({"redrive": "redrive_plainly"}, "half a redrive"),
+    ],
+    ids=["the textbook's processor", "work that is not repeatable", "the plain redriver"],
+)
+def test_the_same_histories_find_the_fault_of(shop, versions, damage):
+    with pytest.raises(AssertionError, match=damage):
+        run_histories(shop, 50, **versions)  # it ends with the first that shows the fault
