@@ -91,6 +91,7 @@ def java_config(cluster, config: dict | None = None):
     """
     connection = dict(cluster if isinstance(cluster, dict) else cluster.connection)
     servers = connection.pop("bootstrap_servers")
+    connection.pop("api_version", None)  # kafka-python's alone
     settings = {"bootstrap.servers": servers if isinstance(servers, str) else ",".join(servers)}
     if "ssl_cafile" in connection:
         settings |= {"ssl.truststore.type": "PEM", "ssl.truststore.location": connection.pop("ssl_cafile")}

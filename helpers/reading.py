@@ -59,7 +59,9 @@ def read_topic(
     """
     connection = cluster if isinstance(cluster, dict) else cluster.connection
     with KafkaConsumer(
-        **connection,
+        # Without a version, kafka-python 3.0.12 connects once to find one, and then waits for `retry_backoff_ms` (100)
+        # before it asks about the topic. Either way it agrees on the versions with each broker that it connects to.
+        **{"api_version": (4, 0)} | connection,
         isolation_level=isolation_level,
         auto_offset_reset="earliest",  # where retention deletes what was the beginning a moment ago
         enable_auto_commit=False,
