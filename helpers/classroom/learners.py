@@ -110,9 +110,13 @@ def enrol(admin: KafkaAdminClient, passwords: dict[str, str], kinds: tuple = KIN
 
 
 def rights(name: str, kinds: tuple = KINDS) -> list[ACL]:
-    """What a learner may do."""
+    """What a learner may do. Of the board's topic in their corner they may only write and read the records: the board
+    relies on it, and the watchdog never deletes it, so that its partitions must not grow."""
     shared = [_acl(name, op, ResourceType.TOPIC, f"{SHARED}.") for op in (ACLOperation.READ, ACLOperation.DESCRIBE)]
-    return [*(_acl(name, ACLOperation.ALL, kind, f"{name}.") for kind in kinds), *shared]
+    topic = ResourcePattern(ResourceType.TOPIC, f"{name}.{BOARD}", ACLResourcePatternType.LITERAL)
+    harm = (ACLOperation.DELETE, ACLOperation.ALTER, ACLOperation.ALTER_CONFIGS)
+    denied = [ACL(f"User:{name}", "*", operation, ACLPermissionType.DENY, topic) for operation in harm]
+    return [*(_acl(name, ACLOperation.ALL, kind, f"{name}.") for kind in kinds), *shared, *denied]
 
 
 def _acl(name, operation, kind, prefix, permission=ACLPermissionType.ALLOW) -> ACL:
@@ -121,22 +125,42 @@ def _acl(name, operation, kind, prefix, permission=ACLPermissionType.ALLOW) -> A
 
 
 def hold(admin: KafkaAdminClient, name: str) -> None:
-    """Let a learner make no topics and write no records, until `release`; reading and deleting goes on."""
-    admin.create_acls(_holds(name))
+    """Let a learner make no topics, add no partitions and write no records, until `release`; reading and deleting goes
+    on.
+
+    Raises:
+        KafkaError: the cluster did not take it.
+    """
+    _check(admin.create_acls(_holds(name))["failed"])
 
 
 def release(admin: KafkaAdminClient, name: str) -> None:
-    """Take `hold` back."""
-    admin.delete_acls([_filter(acl) for acl in _holds(name)])
+    """Take `hold` back.
+
+    Raises:
+        KafkaError: the cluster did not take it.
+    """
+    _delete_rights(admin, [_filter(acl) for acl in _holds(name)])
+
+
+def _delete_rights(admin: KafkaAdminClient, filters: list[ACLFilter]) -> None:
+    _check([error for _filter, _found, error in admin.delete_acls(filters)])
+
+
+def _check(errors: list[type[kafka_errors.KafkaError]]) -> None:
+    """Raise the first error: kafka-python returns what the cluster says of each right."""
+    for error in errors:
+        if error is not kafka_errors.NoError:
+            raise error
 
 
 def _holds(name: str) -> list[ACL]:
-    operations = (ACLOperation.CREATE, ACLOperation.WRITE)
+    operations = (ACLOperation.CREATE, ACLOperation.WRITE, ACLOperation.ALTER)  # ALTER: to add partitions
     return [_acl(name, op, ResourceType.TOPIC, f"{name}.", ACLPermissionType.DENY) for op in operations]
 
 
 def held(admin: KafkaAdminClient) -> set[str]:
-    """Who is held now."""
+    """Who is held now. (What everybody is denied, on the board's topic, is not by prefix.)"""
     any_denial = ACLFilter(
         None,
         "*",
@@ -154,12 +178,12 @@ def _filter(acl: ACL) -> ACLFilter:
     return ACLFilter(acl.principal, acl.host, acl.operation, acl.permission_type, pattern)
 
 
-def set_quotas(admin: KafkaAdminClient, admin_name: str = "admin") -> None:
+def set_quotas(admin: KafkaAdminClient) -> None:
     """Limit what any one learner, and any one address, may take; not the administrator and the brokers themselves."""
     entry = AlterClientQuotasRequest.EntryData
     limits = [  # without a name: each that has no quota of its own
         ("user", None, QUOTAS),
-        ("user", admin_name, dict.fromkeys(QUOTAS, 1e9)),
+        ("user", "admin", dict.fromkeys(QUOTAS, 1e9)),
         ("ip", None, {"connection_creation_rate": NEW_CONNECTIONS}),
         ("ip", "127.0.0.1", {"connection_creation_rate": 1e5}),
     ]
@@ -210,12 +234,21 @@ def reset(admin: KafkaAdminClient, name: str, keep: tuple[str, ...] = (BOARD,)) 
 
 
 def remove(folder: Folder, admin: KafkaAdminClient, name: str) -> None:
-    """Take a learner out: rights first, which ends what is connected, then the log-in, the corner and the card."""
+    """Take a learner out: rights first, which ends what is connected, then the log-in, the corner and the card.
+
+    Raises:
+        LabError: there is no such learner, or the cluster keeps the log-in.
+        KafkaError: the cluster did not do the rest. The learner is still in the class: it can be tried again.
+    """
     with folder.change() as room:
         check_known(room, name)
         mine = ResourcePatternFilter(ResourceType.ANY, None, ACLResourcePatternType.ANY)
-        admin.delete_acls([ACLFilter(f"User:{name}", "*", ACLOperation.ANY, ACLPermissionType.ANY, mine)])
-        admin.alter_user_scram_credentials([UserScramCredentialDeletion(name, ScramMechanism.SCRAM_SHA_512)])
+        _delete_rights(admin, [ACLFilter(f"User:{name}", "*", ACLOperation.ANY, ACLPermissionType.ANY, mine)])
+        log_in = UserScramCredentialDeletion(name, ScramMechanism.SCRAM_SHA_512)
+        refused = admin.alter_user_scram_credentials([log_in]).get(name)
+        # An earlier try may have deleted it; the answer has only words for that, so ask what is there.
+        if refused and admin.describe_user_scram_credentials([name])[name]["credential_infos"]:
+            raise LabError(f"The cluster did not delete the log-in of {name} ({refused}): try again.")
         reset(admin, name, keep=())
         room.learners.pop(name)
         card_file(folder, name).unlink(missing_ok=True)
