@@ -19,6 +19,7 @@ from kafka import errors as kafka_errors
 from helpers.classroom import room
 from helpers.classroom.folder import Folder
 from helpers.classroom.learners import BOARD
+from helpers.errors import LabError
 
 STUCK = 3  # tries without success
 SLOW = 600  # seconds since the last try that was not right
@@ -69,7 +70,7 @@ class Model:
         try:
             said = json.loads(value or b"{}")
             words, code, state = (_printable(str(said.get(name, ""))) for name in ("words", "code", "state"))
-        except (ValueError, AttributeError):
+        except (ValueError, AttributeError, RecursionError):  # the last: [[[[… goes deeper than json can
             return
         cell = self.cells.setdefault((learner, found[1], found[2]), Cell())
         if found[3]:
@@ -78,6 +79,12 @@ class Model:
             cell.state, cell.tries, cell.at, cell.words, cell.code = state, 0, at, "", ""
         elif state == "not right":
             cell.state, cell.tries, cell.at = state, cell.tries + 1, at
+
+    def keep(self, learners: list[str]) -> None:
+        """Take over who is in the class: of one who has left, nothing is kept for the next one of that name."""
+        if learners != self.learners:
+            self.learners = learners
+            self.cells = {place: cell for place, cell in self.cells.items() if place[0] in learners}
 
     def shown(self, now: float) -> dict:
         """What the page and the text show."""
@@ -104,7 +111,7 @@ class Model:
                 "code": cell.code,
                 "minutes": max(0, int((now - cell.at) / 60)),
             }
-            for (learner, lesson, question), cell in self.cells.items()
+            for (learner, lesson, question), cell in list(self.cells.items())  # another thread may be adding some
             if learner in self.learners and _in_trouble(cell, now)
         ]
         trouble.sort(key=lambda entry: (not entry["help"], -entry["minutes"]))
@@ -150,22 +157,45 @@ class Reader:
 
     def __init__(self, folder: Folder, questions: dict[str, list[str]]):
         self._folder = folder
-        self._ports = folder.running()["ports"]
+        self._ports: list[int] | None = None
+        self._consumer: KafkaConsumer | None = None
         self.model = Model(questions)
+        self._connect()
+
+    def _connect(self) -> None:
+        """Be connected to the brokers that run now: a `serve` that starts again has other ports.
+
+        Raises:
+            LabError: the class is not being served.
+        """
+        ports = self._folder.running()["ports"]
+        if ports == self._ports:
+            return
+        self.close()
+        self._ports = None
         self._consumer = room.connect(
-            folder, folder.room(), self._ports, KafkaConsumer, group_id=None, auto_offset_reset="earliest"
+            self._folder, self._folder.room(), ports, KafkaConsumer, group_id=None, auto_offset_reset="earliest"
         )
+        self._ports = ports
+        self.model.cells = {}  # all is read again, and tries would count twice
 
     def step(self, milliseconds: int = 500) -> None:
-        """Read what has come; learners who were added or taken out are noticed."""
-        self.model.learners = list(self._folder.room().learners)
+        """Read what has come; learners who were added or taken out are noticed, and another start of `serve`.
+
+        Raises:
+            LabError: the class is not being served.
+        """
+        self._connect()
+        self.model.keep(list(self._folder.room().learners))
         wanted = {TopicPartition(f"{name}.{BOARD}", 0) for name in self.model.learners}
         before = self._consumer.assignment()
+        if wanted - before:  # one whose topic is not there has nothing to read
+            wanted &= before | self._there()
         if wanted != before:
-            at = {part: self._consumer.position(part) for part in before & wanted}
+            at = {part: self._position(part) for part in before & wanted}
             self._consumer.assign(sorted(wanted))
             for part in wanted:
-                if part in at:
+                if at.get(part) is not None:
                     self._consumer.seek(part, at[part])
                 else:
                     self._consumer.seek_to_beginning(part)
@@ -177,19 +207,33 @@ class Reader:
                 self.model.apply(record.topic, record.key, record.value, record.timestamp / 1000)
 
     def catch_up(self, seconds: float = 30) -> None:
-        """Read all that is there now."""
+        """Read all that is there now.
+
+        Raises:
+            TimeoutError: it takes longer.
+        """
         self.step(0)
-        parts = self._consumer.assignment()
+        parts = self._consumer.assignment() & self._there()  # the end of one that is not there would be waited for
         ends = self._consumer.end_offsets(list(parts)) if parts else {}
         deadline = time.monotonic() + seconds
-        while any(self._consumer.position(part) < end for part, end in ends.items()):
+        while any((self._position(part) or 0) < end for part, end in ends.items()):
             if time.monotonic() > deadline:
                 raise TimeoutError("the board's topics could not be read in time")
             self.step(200)
 
+    def _there(self) -> set[TopicPartition]:
+        return {TopicPartition(topic, 0) for topic in self._consumer.topics()}
+
+    def _position(self, part: TopicPartition) -> int | None:
+        """Where it is read; None if that is not known yet."""
+        with contextlib.suppress(kafka_errors.KafkaTimeoutError):
+            return self._consumer.position(part, timeout_ms=1000)
+        return None
+
     def close(self) -> None:
         """End the consumer."""
-        self._consumer.close()
+        if self._consumer:
+            self._consumer.close()
 
 
 class Live:
@@ -211,7 +255,8 @@ class Live:
                 self._reader.step()
                 self.failure = ""
             except (kafka_errors.KafkaError, OSError, RuntimeError) as error:
-                self.failure = f"The class's brokers do not answer ({type(error).__name__})."
+                known = isinstance(error, LabError)
+                self.failure = str(error) if known else f"The class's brokers do not answer ({type(error).__name__})."
                 self._ended.wait(1)
 
     def close(self) -> None:
