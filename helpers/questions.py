@@ -25,6 +25,7 @@ from helpers.errors import LabError
 from helpers.sandbox import Clients, TookTooLong, learners_line, limited, own_cluster, quiet, run_starter, same
 
 NOT_STARTED, NOT_RIGHT, RIGHT = "not started", "not right", "right"
+ARRIVAL = 5  # seconds that a call for help may take to the teacher's board
 
 #: Called as observer(lesson, question, state), e.g. ("lesson_01", "q1", "right"), after each check that could judge,
 #: in headless runs too; what they raise or print goes nowhere. The first one keeps the learner's progress.
@@ -250,7 +251,9 @@ class Question:
         """In class: ask the teacher for help. The code of your answer goes to the teacher's board, with your words."""
         if not report.topic():
             return Card(f"{self.name}: you have not joined a class", [("To do", f"`{self.name}.hint()` helps.")])
-        report.ask(self.lesson, self.name, words, self._code(get_ipython()))
+        arrived = report.ask(self.lesson, self.name, words, self._code(get_ipython()))
+        if not arrived.wait(ARRIVAL):
+            return Card(f"{self.name}: your call has not arrived (yet)", [("To do", "raise your hand.")])
         return Card(
             f"{self.name}: the teacher sees that you ask for help", [("Sent", "your words and your answer's code")]
         )

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import queue
 import threading
 import time
 import types
@@ -69,6 +70,7 @@ def test_the_last_word_counts_and_tries_add_up():
         ("ann.progress", b"lesson_01/q1", b'{"state": "brilliant"}'),
         ("ann.progress", b"lesson_01/q1", b"\xff\xfe"),
         ("ann.progress", b"lesson_01/q1", b'["right"]'),
+        ("ann.progress", b"lesson_01/q1", b"[" * 100_000),
         ("ann.progress", b"\xff", None),
     ],
 )
@@ -77,6 +79,15 @@ def test_what_is_not_of_the_form_changes_nothing(topic, key, value):
     before = seen.shown(1000)
     seen.apply(topic, key, value, 1000)
     assert seen.shown(1000) == before
+
+
+def test_a_newcomer_does_not_get_the_answers_of_one_who_left():
+    seen = model()
+    for topic in ("ann.progress", "bob.progress"):
+        seen.apply(topic, b"lesson_01/q1", said({"state": "right"}), 1000)
+    seen.keep(["bob"])
+    seen.keep(["ann", "bob"])
+    assert [row["right"] for row in seen.shown(1000)["rows"]] == [0, 1]
 
 
 def test_text():
@@ -145,11 +156,77 @@ def test_nobody_can_write_in_anothers_name(broker):
         producer.send("ann.progress", said({"state": "right"}), key=b"lesson_01/q1").get(10)
 
 
-def test_a_check_does_not_wait_for_the_board(joined, monkeypatch):
-    monkeypatch.setenv("COURSE_BOOTSTRAP_SERVERS", f"localhost:{free_ports(1)}")
-    began = time.monotonic()
+def test_a_board_goes_on_without_a_topic(broker):
+    """A learner's topic that is gone, before the board starts or under its eyes, does not keep it from the others'."""
+    learners.add(broker.folder, broker.admin, ["dora", "emil"])
+    broker.admin.delete_topics(["dora.progress"])
+    reader = board.Reader(broker.folder, ASKED)
+    try:
+        reader.catch_up(10)
+        broker.admin.delete_topics(["emil.progress"])
+        reader.catch_up(10)
+        teller = {"key": b"lesson_01/q1", "value": said({"state": "right"})}
+        with KafkaProducer(**security(broker, "bob")) as producer:
+            producer.send("bob.progress", **teller).get(30)
+        reader.catch_up(10)
+        assert {row["learner"]: row["right"] for row in reader.model.shown(0)["rows"]}["bob"] == 1
+    finally:
+        reader.close()
+        learners.remove(broker.folder, broker.admin, "dora")
+        learners.remove(broker.folder, broker.admin, "emil")
+
+
+def test_a_board_notices_that_serve_ends_and_starts_again(broker):
+    with KafkaProducer(**security(broker, "bob")) as producer:
+        producer.send("bob.progress", said({"state": "not right"}), key=b"lesson_01/q2").get(30)
+    ports = broker.folder.running()["ports"]
+    reader = board.Reader(broker.folder, ASKED)
+    reader.catch_up()
+    before = reader.model.shown(1e10)
+    first = reader._consumer
+    (broker.folder.path / "running.json").unlink()
+    live = board.Live(reader)
+    try:
+        wait_until(lambda: "does not run" in live.state()["failure"], "the end to be noticed", timeout=30)
+        broker.folder.announce(ports * 2)  # others, of the same broker
+        wait_until(lambda: reader._consumer is not first, "another connection", timeout=30)
+        wait_until(lambda: reader.model.shown(1e10) == before, "the same board", timeout=30)
+        wait_until(lambda: not live.state()["failure"], "the failure to be over", timeout=30)
+    finally:
+        broker.folder.announce(ports)
+        live.close()
+
+
+@pytest.fixture
+def unheard(joined, monkeypatch):
+    """Ann's kernel, which gets no connection; the event that it waits for."""
+    answer, asked = threading.Event(), threading.Event()
+
+    def connect(**_):
+        asked.set()
+        answer.wait(60)
+        raise OSError
+
+    monkeypatch.setattr("kafka.KafkaProducer", connect)
+    monkeypatch.setattr(report, "_thread", None)  # an earlier one has a connection
+    monkeypatch.setattr(report, "_waiting", queue.Queue(maxsize=1000))
+    monkeypatch.setattr(report.atexit, "register", lambda *_: None)
+    yield asked, answer
+    answer.set()
+
+
+def test_a_check_does_not_wait_for_the_board(unheard):
+    asked, answer = unheard
     report.observe("lesson_01", "q1", "right")
-    assert time.monotonic() - began < 0.5
+    assert asked.wait(30)
+    report.observe("lesson_01", "q2", "right")  # while the first is still on its way
+    assert not answer.is_set()
+
+
+def test_a_call_for_help_that_does_not_arrive(unheard, monkeypatch):
+    monkeypatch.setattr(questions, "ARRIVAL", 0.1)
+    question = questions.Question("q1", wants=(), starter="", solution="", judge=print, hints=[], why="")
+    assert "raise your hand" in str(question.ask("help"))
 
 
 def test_without_a_class_nothing_is_told(monkeypatch):

@@ -31,40 +31,42 @@ def observe(lesson: str, question: str, state: str) -> None:
         tell(f"{lesson}/{question}", {"state": state})
 
 
-def ask(lesson: str, question: str, words: str, code: str) -> None:
-    """Ask the teacher for help."""
-    tell(f"{lesson}/{question}/help", {"words": words[:LONGEST], "code": code[:LONGEST]})
+def ask(lesson: str, question: str, words: str, code: str) -> threading.Event:
+    """Ask the teacher for help; the event is set as soon as the call has arrived."""
+    return tell(f"{lesson}/{question}/help", {"words": words[:LONGEST], "code": code[:LONGEST]})
 
 
-def tell(key: str, value: dict) -> None:
-    """Have a record sent; returns at once."""
+def tell(key: str, value: dict) -> threading.Event:
+    """Have a record sent; returns at once. The event is set when the broker has acknowledged it, if it ever does."""
     global _thread
+    arrived = threading.Event()
     with contextlib.suppress(queue.Full):
-        _waiting.put_nowait((key, value))
+        _waiting.put_nowait((key, value, arrived))
     if _thread is None or not _thread.is_alive():
-        _thread = threading.Thread(target=_send, daemon=True, name="board")
+        _thread = threading.Thread(target=_send, args=(_waiting,), daemon=True, name="board")
         _thread.start()
         atexit.register(wait, 1.0)
+    return arrived
 
 
 def wait(seconds: float) -> bool:
     """Wait until all that was told is acknowledged or dropped; False if that takes longer."""
     done = threading.Event()
     with contextlib.suppress(queue.Full):
-        _waiting.put_nowait((None, done))
+        _waiting.put_nowait((None, None, done))
     return done.wait(seconds)
 
 
-def _send() -> None:
+def _send(waiting: queue.Queue) -> None:
     from kafka import KafkaProducer
 
     from helpers import remote
 
     producer = None
     while True:
-        key, value = _waiting.get()
+        key, value, done = waiting.get()
         if key is None:
-            value.set()
+            done.set()
             continue
         with contextlib.suppress(Exception):  # the class must not suffer from the board
             if producer is None:
@@ -76,3 +78,4 @@ def _send() -> None:
                     request_timeout_ms=5000,
                 )
             producer.send(topic(), json.dumps(value).encode(), key=key.encode()).get(10)
+            done.set()
