@@ -61,6 +61,12 @@ def test_nobodys_answers_and_passwords_are_in_it(monkeypatch, tmp_path):
     for name in (
         "work/01.ipynb",
         "class/room.json",
+        "class-b/room.json",
+        "class-b/cards/ann.txt",
+        "mine/.course",
+        "mine/01.ipynb",
+        "env/pyvenv.cfg",
+        "env/bin/python",
         ".venv/x",
         "helpers/a.py",
         "README.md",

@@ -121,13 +121,15 @@ def _copy(source: Path, target: Path) -> None:
 def course_files() -> list[Path]:
     """The course as it is here, without what running it has made: nobody's answers, no class, no environment."""
     made = {"work", "class", "executed", "build", "__pycache__"}
+    marks = ("room.json", ".course", "pyvenv.cfg")  # of a class, learners' lessons, an environment by any other name
 
     def wanted(folder: Path) -> Iterator[Path]:
         for path in sorted(folder.iterdir()):
             if path.name in made or path.name.startswith(".") or path.suffix == ".egg-info" or path.is_symlink():
                 continue
             if path.is_dir():
-                yield from wanted(path)
+                if not any((path / mark).exists() for mark in marks):
+                    yield from wanted(path)
             elif path.suffix not in (".tar", ".pyc"):
                 yield path
 
@@ -155,16 +157,17 @@ def download_wheels(wheels: Path, systems: list[str], versions: list[str]) -> No
             # the newest of that version: some packages want a certain bug fix of Python
             command += ["--python-version", f"{version}.99", "--implementation", "cp"]
             command += [f"--platform={tag}" for tag in SYSTEMS[system]]
-            pip = subprocess.Popen([*command, *wanted], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
             said = []
-            try:
-                for line in pip.stdout:
-                    said.append(line.strip())
-                    bar.update(line.startswith("Collecting "))
-            finally:
-                if pip.poll() is None and pip.stdout.closed is False and sys.exc_info()[0]:
+            with subprocess.Popen(
+                [*command, *wanted], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            ) as pip:
+                try:
+                    for line in pip.stdout:
+                        said.append(line.strip())
+                        bar.update(line.startswith("Collecting "))
+                except BaseException:  # Ctrl-C too: the block's end would wait for pip
                     pip.kill()
-                pip.wait()
+                    raise
             if pip.returncode:
                 errors = [line for line in said if line.startswith("ERROR")] or said[-1:] or ["pip said nothing"]
                 raise LabError(f"The packages for {system} with Python {version} could not be fetched: {errors[-1]}")
