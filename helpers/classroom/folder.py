@@ -16,9 +16,11 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from helpers.errors import LabError
+
+PATIENCE = 60  # seconds to wait for another command that changes the class
 
 
 @dataclass
@@ -99,8 +101,16 @@ class Folder:
 
     @contextlib.contextmanager
     def change(self) -> Iterator[Room]:
-        """Change what is kept; kept only if the block ends without an error. One process at a time."""
-        with FileLock(self.path / "room.lock", timeout=60):
+        """Change what is kept; kept only if the block ends without an error. One process at a time.
+
+        Raises:
+            LabError: another process takes too long.
+        """
+        try:
+            lock = FileLock(self.path / "room.lock").acquire(timeout=PATIENCE)
+        except Timeout:
+            raise LabError("Another command changes this class: try again.") from None
+        with lock:
             room = self.room()
             yield room
             self._write("room.json", asdict(room))
@@ -119,6 +129,8 @@ class Folder:
                 raise LabError(
                     f"This class is being served already: end it with python -m helpers serve --dir {self.path} stop."
                 ) from None
+            # A killed `serve` leaves it, and its process id may be a stranger's by now.
+            (self.path / "running.json").unlink(missing_ok=True)
             try:
                 yield
             finally:

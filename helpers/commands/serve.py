@@ -29,7 +29,7 @@ in_folder = click.option(
     "--learners",
     type=click.IntRange(0, 200),
     default=0,
-    help="Make learner01 and so on, up to this number, and a card for each who has none.",
+    help="Make learner01 and so on, up to this number, and a card for each.",
 )
 @click.option(
     "--address",
@@ -59,7 +59,7 @@ def _serve(folder, count: int, address, brokers, port, disk) -> None:
     from helpers.classroom import learners, room, watchdog
 
     _settle(folder, address, brokers, port, disk)
-    with _ended_by_signals() as ended:
+    with _ended_by_signals() as ended, brokers_asked():
         began = time.monotonic()
         click.echo("Starting the class's Kafka …")
         with room.running(folder) as served, room.connect(folder, folder.room(), served.ports) as admin:
@@ -178,22 +178,28 @@ def _ended_by_signals():
             signal.signal(number, handler)
 
 
+@contextlib.contextmanager
+def brokers_asked():
+    """What the brokers refuse, or do not do in time, in one sentence."""
+    from kafka.errors import KafkaError
+
+    try:
+        yield
+    except (KafkaError, TimeoutError) as error:
+        raise LabError(f"The class's brokers did not do it ({error}): try again.") from error
+
+
 # -- commands beside a running `serve` ---------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
 def administrator(folder):
     """A client of the administrator's of the class that is being served."""
-    from kafka.errors import KafkaError
-
     from helpers.classroom import room
 
     ports = folder.running()["ports"]
-    try:
-        with room.connect(folder, folder.room(), ports) as admin:
-            yield admin
-    except (KafkaError, TimeoutError) as error:
-        raise LabError(f"The class's brokers did not do it ({error}): try again.") from error
+    with brokers_asked(), room.connect(folder, folder.room(), ports) as admin:
+        yield admin
 
 
 @serve.command()
@@ -277,7 +283,8 @@ def stop(folder) -> None:
 
     with contextlib.suppress(psutil.Error):
         psutil.Process(folder.running()["pid"]).terminate()
-    wait_until(lambda: not folder.is_served(), "the brokers to end", timeout=90, pause=0.1)
+    with brokers_asked():
+        wait_until(lambda: not folder.is_served(), "the brokers to end", timeout=90, pause=0.1)
     click.echo(f"Stopped. Records, learners and cards are kept in {folder.path}.")
 
 
@@ -296,10 +303,12 @@ def board(path: Path, text: bool, port: int) -> None:
     from helpers.commands.progress import questions
 
     asked = {f"lesson_{name[:2]}": names for name, names in questions(COURSE / "notebooks").items()}
-    reader = live_board.Reader(Folder(path), asked)
+    with brokers_asked():
+        reader = live_board.Reader(Folder(path), asked)
     if text:
         try:
-            reader.catch_up()
+            with brokers_asked():
+                reader.catch_up()
             click.echo(live_board.as_text(reader.model.shown(time.time())))
         finally:
             reader.close()
