@@ -82,15 +82,16 @@ def of_class(folder: Folder) -> tuple[str, str, str]:
         )
     if not folder.is_served():
         return "skipped", f"not being served ({kept.servers}, {len(kept.learners)} learners)", ""
-    try:
-        socket.create_connection((kept.address, kept.port), timeout=5).close()
-    except OSError as error:
-        return (
-            "bad",
-            f"nobody answers at {kept.servers} ({error.strerror or error})",
-            "Stop `serve` and start it again.",
-        )
-    wall = firewall(kept.port)
+    for port in range(kept.port, kept.port + kept.brokers):
+        try:
+            socket.create_connection((kept.address, port), timeout=5).close()
+        except OSError as error:
+            return (
+                "bad",
+                f"nobody answers at {kept.address}:{port} ({error.strerror or error})",
+                "Stop `serve` and start it again.",
+            )
+    wall = firewall(kept.port, kept.brokers)
     return (
         "warning" if wall else "ok",
         f"{kept.servers} answers, {len(kept.learners)} learners",
@@ -98,13 +99,17 @@ def of_class(folder: Folder) -> tuple[str, str, str]:
     )
 
 
-def firewall(port: int, ufw: Path = Path("/etc/ufw/ufw.conf")) -> str:
-    """What to do about a firewall that is known to be on; empty if none is known."""
+def firewall(port: int, count: int = 1, ufw: Path = Path("/etc/ufw/ufw.conf")) -> str:
+    """What to do, for `count` ports in a row, about a firewall that is known to be on; empty if none is known."""
+
+    def ports(sign: str) -> str:
+        return f"{port}/tcp" if count == 1 else f"{port}{sign}{port + count - 1}/tcp"
+
     with contextlib.suppress(OSError):
         if "ENABLED=yes" in ufw.read_text():
-            return f"The firewall ufw is on. If learners get no answer: sudo ufw allow {port}/tcp"
+            return f"The firewall ufw is on. If learners get no answer: sudo ufw allow {ports(':')}"
     for program, command, word, cure in (
-        ("firewall-cmd", ["--state"], "running", f"sudo firewall-cmd --add-port={port}/tcp"),
+        ("firewall-cmd", ["--state"], "running", f"sudo firewall-cmd --add-port={ports('-')}"),
         (
             "/usr/libexec/ApplicationFirewall/socketfilterfw",
             ["--getglobalstate"],
