@@ -19,6 +19,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from helpers.errors import LabError
+from helpers.waiting import wait_until
 
 PATIENCE = 60  # seconds to wait for another command that changes the class
 
@@ -123,9 +124,15 @@ class Folder:
             LabError: another one is.
         """
         with _one_sentence(self.path), open(self.path / "serving", "w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            try:  # for a moment: a board that runs looks again and again, and each look takes the lock
+                wait_until(
+                    lambda: fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB) is None,
+                    "the lock",
+                    timeout=0.3,
+                    pause=0.02,
+                    retry=(BlockingIOError,),
+                )
+            except TimeoutError:
                 raise LabError(
                     f"This class is being served already: end it with python -m helpers serve --dir {self.path} stop."
                 ) from None
