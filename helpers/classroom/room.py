@@ -7,6 +7,7 @@ before the first start, without the formatter's argument that any other user of 
 """
 
 import contextlib
+import errno
 import ipaddress
 import resource
 import shutil
@@ -50,7 +51,7 @@ class Brokers:
         spare = [node.port for node in chosen[room.brokers :]]
         self.nodes = [Node(n.id, room.port + n.id - 1, n.controller_port) for n in chosen[: room.brokers]]
         self.ports = spare
-        bind = address_to_bind(room.address)
+        self._bind = bind = address_to_bind(room.address)
 
         def settings(node: Node, nodes: list[Node], data: Path) -> dict[str, str]:
             return properties(node, nodes, data) | secured(node, nodes, spare[node.id - 1], bind, folder, room, pem)
@@ -67,6 +68,7 @@ class Brokers:
         Raises:
             LabError: a port is taken, a broker died, or took more than a minute.
         """
+        self._check_ports()
         for broker in self._brokers:
             formatted = broker.data / "meta.properties", broker.data / "__cluster_metadata-0"
             if not any(part.exists() for part in formatted):
@@ -78,12 +80,20 @@ class Brokers:
             for port in self.ports:
                 self._until("all brokers to know each other", lambda port=port: self._knows_all(port))
         except PortTaken as error:
-            raise LabError(
-                f"Port {self.room.port} (or one of the next) is taken by another program: end it, or choose another "
-                "with --port, and give the cards out anew."
-            ) from error
+            raise _taken(f"{self.room.port} (or one of the next)") from error
         except TimeoutError as error:
             raise LabError(f"The brokers did not become ready: {error} See {self.logs[0]}.") from error
+
+    def _check_ports(self) -> None:
+        """A broker whose port for learners is taken may answer at its internal one before it dies of that."""
+        for node in self.nodes:
+            with socket.socket() as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as Java does
+                try:
+                    probe.bind((self._bind, node.port))
+                except OSError as error:
+                    if error.errno == errno.EADDRINUSE:
+                        raise _taken(str(node.port)) from error
 
     def _launch(self, broker: Broker) -> None:
         heap = "-Xmx1g" if len(self._brokers) == 1 else "-Xmx512m"
@@ -129,6 +139,12 @@ class Brokers:
         for broker in self._brokers:
             if broker.pid is not None:
                 broker.terminate(timeout=15)
+
+
+def _taken(port: str) -> LabError:
+    return LabError(
+        f"Port {port} is taken by another program: end it, or choose another with --port, and give the cards out anew."
+    )
 
 
 @contextlib.contextmanager
