@@ -89,7 +89,7 @@ class Play:
         raise NotImplementedError
 
     def end(self) -> None:
-        """Close clients."""
+        """Close clients, also those of a `begin` that failed half-way."""
 
     # -- the panel --
 
@@ -125,18 +125,19 @@ class Play:
             self._enable()
             self._say("Starting: " + ("one broker" if self.count == 1 else f"{self.count} brokers") + " …")
             with own_cluster(self.count, f"play {type(self).__name__}") as self.cluster:
-                self.begin()
                 follower = threading.Thread(target=self._follow, name="play follows", daemon=True)
-                follower.start()
-                self._say("Ready.")
                 try:
+                    self.begin()
+                    follower.start()
+                    self._say("Ready.")
                     self._serve()
                 except queue.Empty:
                     why = "Stopped, since nobody has clicked for a quarter of an hour."
                 finally:
                     self._running = False
                     self._changed.set()
-                    follower.join(20)
+                    if follower.is_alive():
+                        follower.join(20)
                     with contextlib.suppress(Exception):
                         self.end()
         except Exception as error:
@@ -384,7 +385,7 @@ class _Member(threading.Thread):
         )  # fmt: skip
         self._consumer.subscribe([play.topic], listener=play.recorder.listener(name))
         self._consumer.partitions_for_topic(play.topic)  # before it joins: see lesson 02
-        self._play, self._name, self._leaving = play, name, False
+        self._play, self._member, self._leaving = play, name, False
         self.start()
 
     def run(self) -> None:
@@ -395,7 +396,7 @@ class _Member(threading.Thread):
                     self._consumer.commit()
         with contextlib.suppress(Exception):
             self._consumer.close(timeout_ms=2000)
-        self._play.recorder.gone(self._name)
+        self._play.recorder.gone(self._member)
 
     def leave(self) -> None:
         """Leave the group; returns when it has left."""

@@ -1,6 +1,8 @@
 """The panels to play with: a text for programs, living brokers for a person, and nothing left of either."""
 
+import contextlib
 import html
+import threading
 
 import pytest
 from jupyter_client.manager import KernelManager
@@ -8,13 +10,13 @@ from jupyter_client.manager import KernelManager
 from helpers import play
 from helpers.waiting import wait_until
 from tests.lessons import LESSONS, read, tagged
-from tests.owners import environment, left_over, processes_of
+from tests.owners import environment, left_over, processes_of, run_cell
 
 KINDS = {"01": play.brokers, "02": play.group, "09": play.keys, "10": play.transaction}
 PLAYED = [path for path in LESSONS if path.name[:2] in KINDS]
 
 
-@pytest.mark.parametrize("path", [path for path in LESSONS if path.name[:2] in KINDS], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", PLAYED, ids=lambda path: path.stem)
 def test_the_lesson_has_its_panel_as_a_text(path):
     (cell,) = tagged(read(path), "play")
     kind = KINDS[path.name[:2]]
@@ -65,6 +67,23 @@ class Hands:
         wait_until(lambda: html.escape(lines[0]) in self.panel._picture.value, "the page to have it", 5, 0.05)
 
 
+def test_a_beginning_that_fails_leaves_no_clients(monkeypatch):
+    class Fails(play.Play):
+        title, ends, acts, closed = "", "", {}, False
+
+        def begin(self):
+            raise OSError("no second client")
+
+        def end(self):
+            self.closed = True
+
+    monkeypatch.setattr(play, "own_cluster", lambda count, name: contextlib.nullcontext())
+    panel = Fails()
+    panel.click("Start")
+    wait_until(lambda: getattr(panel, "enabled", ()) == ("Start",), "its end", 10, 0.02)
+    assert panel.closed and panel._said[-1][0] == "Stopped: no second client"
+
+
 def test_keys():
     hands = Hands(play.keys())
     assert hands.click("Start") == "Ready."
@@ -107,6 +126,7 @@ def test_group():
     hands.click("Send eight orders")
     assert hands.click("Add a consumer") == "pia has joined. Partitions of pia: 0, 1, 2, 3."
     hands.sees("+ pia: partition 0 pia", "▼ packers")
+    assert "play pia" in [thread.name for thread in threading.enumerate()]
     assert hands.click("Add a consumer") == "tim has joined. Partitions of pia: 0, 1; tim: 2, 3."
     for _ in range(2):
         hands.click("Add a consumer")
@@ -149,17 +169,7 @@ def test_in_a_kernel_nothing_is_left_of_it(tmp_path):
     client.wait_for_ready(60)
 
     def run(code, **metadata):
-        message = client.session.msg("execute_request", {"code": code, "silent": False}, metadata=metadata)
-        client.shell_channel.send(message)
-        data = []
-        while True:
-            answer = client.get_iopub_msg(timeout=60)
-            if answer["parent_header"].get("msg_id") != message["header"]["msg_id"]:
-                continue
-            assert answer["msg_type"] not in ("error", "stream"), answer["content"]
-            data += [answer["content"]["data"]] if answer["msg_type"] == "display_data" else []
-            if answer["content"].get("execution_state") == "idle":
-                return data
+        return [output["data"] for output in run_cell(client, code, **metadata)]
 
     try:
         assert run("from helpers import play; play.keys()") == [{"text/plain": play.keys().text}]
