@@ -1,4 +1,4 @@
-"""Processes that own a cluster, to be ended in all the ways in which a learner's kernel may end."""
+"""Processes that own a cluster, to be ended in all the ways in which a learner's kernel may end; kernels."""
 
 import os
 import subprocess
@@ -28,6 +28,22 @@ def owner(temp: Path, code: str, **options) -> subprocess.Popen:
         process_group=0,
         **options,
     )
+
+
+def run_cell(client, code: str, **metadata) -> list[dict]:
+    """Run code as a front end does that sends this metadata; returns the outputs' contents, but no stream or error."""
+    message = client.session.msg("execute_request", {"code": code, "silent": False}, metadata=metadata)
+    client.shell_channel.send(message)
+    outputs = []
+    while True:
+        answer = client.get_iopub_msg(timeout=60)
+        if answer["parent_header"].get("msg_id") != message["header"]["msg_id"]:
+            continue
+        assert answer["msg_type"] not in ("error", "stream"), answer["content"]
+        if answer["msg_type"] in ("display_data", "execute_result"):
+            outputs.append(answer["content"])
+        if answer["content"].get("execution_state") == "idle":
+            return outputs
 
 
 def run_folders(temp: Path) -> list[Path]:

@@ -16,6 +16,7 @@ from helpers import progress
 from helpers.commands import cli
 from helpers.waiting import wait_until
 from tests.lessons import LESSONS
+from tests.owners import run_cell
 from tests.test_questions import question
 
 RIGHT = {"lesson": "lesson_01", "question": "q1", "state": "right"}
@@ -71,28 +72,18 @@ def test_in_a_kernel_the_front_end_makes_the_difference(path):
     """As JupyterLab asks, naming the cell, and as executors ask."""
     manager, client = start_new_kernel(cwd=str(path.parents[1]))
 
-    def run(code, metadata):
-        message = client.session.msg("execute_request", {"code": code, "silent": False}, metadata=metadata)
-        client.shell_channel.send(message)
-        texts = []
-        while True:
-            answer = client.get_iopub_msg(timeout=60)
-            if answer["parent_header"].get("msg_id") != message["header"]["msg_id"]:
-                continue
-            assert answer["msg_type"] != "error", answer["content"]
-            texts.append(answer["content"].get("data", {}).get("text/plain", ""))
-            if answer["content"].get("execution_state") == "idle":
-                return "".join(texts)
+    def run(code, **metadata):
+        return "".join(output["data"].get("text/plain", "") for output in run_cell(client, code, **metadata))
 
     try:
         code = CHECK.format(str(Path(__file__).parents[1]))
-        assert "q1: right" in run(code, {}) and not path.exists()
-        assert run("asked.progress()", {}).startswith("Lesson test_questions: 0 of ")
-        assert "q1: right" in run(code, {"cellId": "abc"})
+        assert "q1: right" in run(code) and not path.exists()
+        assert run("asked.progress()").startswith("Lesson test_questions: 0 of ")
+        assert "q1: right" in run(code, cellId="abc")
         assert progress.read(path)[0] == {("test_questions", "q1"): progress.Tally(1, True)}
         progress.append(path, RIGHT)
-        assert run("q1.progress()", {"cellId": "abc"}).startswith("Lesson 01: 1 of 4 questions right (q1)\n")
-        assert run("q1.progress()", {}).startswith("Lesson 01: 0 of 4 questions right\n")
+        assert run("q1.progress()", cellId="abc").startswith("Lesson 01: 1 of 4 questions right (q1)\n")
+        assert run("q1.progress()").startswith("Lesson 01: 0 of 4 questions right\n")
     finally:
         client.stop_channels()
         manager.shutdown_kernel(now=True)
