@@ -487,6 +487,15 @@ def test_a_recorder_records_what_listeners_are_told():
         test_nothing_overlaps_and_nothing_is_cut(picture)
 
 
+def test_where_moments_are_many_short_names_are_whole_nevertheless():
+    times = range(0, 12, 2)
+    spans = [Span(0, "uma", at, at + 1.2) for at in times]
+    moments = [Moment("one of many", at + 0.6) for at in times]
+    picture = recording_view(Ownership("orders", (0,), tuple(spans), tuple(moments), 12))
+    assert words_of(picture).count("uma") == len(times)
+    test_nothing_overlaps_and_nothing_is_cut(picture)
+
+
 def test_waiting_ends_with_what_was_seen():
     recorder = OwnershipRecorder("orders", 2)
     recorder.assigned("ann", [0])

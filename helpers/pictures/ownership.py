@@ -16,6 +16,7 @@ from kafka import ConsumerRebalanceListener
 from .capture import admin_of
 from .picture import Film, Picture, View
 from .style import (
+    BODY,
     LABEL_GAP,
     LABEL_ROW,
     LANE,
@@ -375,8 +376,11 @@ def _draw(sheet: Sheet, model: Ownership, plan: _Plan) -> None:
             sheet.box(left + 1, y + 1, max(wide - 2, 1), ROW - 2, fill=colour.fill, edge=colour.line)
             left, right = plan.widest(_stretches(model, span.start, span.end))
             if right - left > 24:
-                name = fit(span.owner, right - left - 10, bold=True)
-                sheet.text((left + right) / 2, y + ROW / 2, name, bold=True, align="center")
+                room = right - left - 6
+                # Where many moments share the width, a name in small letters says more than half of one.
+                size = BODY if text_width(span.owner, bold=True) <= room else SMALL
+                name = fit(span.owner, room, size, bold=True)
+                sheet.text((left + right) / 2, y + ROW / 2, name, size=size, bold=True, align="center")
         for start, end in _gaps(model, rows):
             left, right = plan.widest(_stretches(model, start, end))
             told = f"{end - start:.1f} s"
