@@ -91,7 +91,8 @@ def reference() -> str:
         prefix = "play." if module is play else ""  # the one that lessons import as a module
         parts += [described(getattr(module, name), prefix + name) for name in names if name != "LabError"]
     parts.append("## The questions: `q1`, `q2`, …\n\n")
-    parts += [described(getattr(questions.Question, name), f"q1.{name}") for name in ("check", "hint", "solution")]
+    asked = "check", "hint", "solution", "progress", "ask"
+    parts += [described(getattr(questions.Question, name), f"q1.{name}") for name in asked]
     return "".join(parts).rstrip() + "\n"
 
 
@@ -149,7 +150,7 @@ def _markdown(docstring: str) -> str:
     for block in filter(None, docstring.split("\n\n")):
         head, *lines = block.splitlines()
         if head in ("Args:", "Raises:"):
-            items = re.split(r"^ {4}(?=[*\w, ]+: )", "\n".join(lines), flags=re.M)[1:]
+            items = re.split(r"^ {4}(?=[*\w][*\w, ]*: )", "\n".join(lines), flags=re.M)[1:]
             named = [" ".join(item.split()).split(": ", 1) for item in items]
             title = "Arguments:" if head == "Args:" else head
             blocks.append("\n".join([title, "", *(f"- `{name}`: {meaning}" for name, meaning in named)]))
