@@ -108,7 +108,7 @@ def stock_cluster(brokers: int = 3) -> Iterator[str]:
             options = "-XX:+VerifySharedSpaces", "-Xlog:aot=off", "-Xlog:cds=off"
             broker.start("-Xmx512m", f"-XX:AOTCache={store.aot_cache()}", *options)
         for broker in started:
-            with _connect(broker, broker.node.port) as admin:
+            with _connect(broker) as admin:
                 wait_until(
                     lambda admin=admin: len(admin.describe_cluster()["brokers"]) == brokers,
                     "all brokers to be registered",
@@ -132,8 +132,9 @@ def _addresses(node: Node, nodes: list[Node], data: Path) -> dict[str, str]:
     return {key: value for key, value in properties(node, nodes, data).items() if key in keys}
 
 
-def _connect(broker: Broker, port: int, **security) -> KafkaAdminClient:
+def _connect(broker: Broker) -> KafkaAdminClient:
     """An admin client, as soon as the broker can be talked to."""
+    port = broker.node.port
 
     def listens():
         broker.check()
@@ -144,7 +145,7 @@ def _connect(broker: Broker, port: int, **security) -> KafkaAdminClient:
 
     def answers():
         broker.check()
-        return KafkaAdminClient(bootstrap_servers=f"{HOST}:{port}", bootstrap_timeout_ms=5000, **security)
+        return KafkaAdminClient(bootstrap_servers=f"{HOST}:{port}", bootstrap_timeout_ms=5000)
 
     return wait_until(
         answers, f"broker {broker.node.id} to answer", timeout=60, retry=(kafka_errors.KafkaTimeoutError,)
