@@ -63,17 +63,22 @@ def shared(options, lessons: list[str]) -> None:
     from helpers.classroom import learners, room, watchdog
     from tests.secured import secured_broker
 
-    with secured_broker() as broker:
+    # Left from its end to its beginning: first the learners, who write into the folder and use the broker.
+    with contextlib.ExitStack() as stack:
+        broker = stack.enter_context(secured_broker())
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="classroom-")))
         names = [f"learner{n:02}" for n in range(1, options.learners + 1)]
         learners.add(broker.folder, broker.admin, names)
         (java,) = (p for p in psutil.Process().children(recursive=True) if "kafka.Kafka" in p.cmdline())
-        folder = Path(tempfile.mkdtemp(prefix="classroom-"))
         running = []
         command = [sys.executable, __file__, "--minutes", str(options.minutes), "--lessons", *lessons]
         for name in names:
             env = os.environ | broker.environment(name)
             with open(folder / name, "w") as out:
-                running.append(subprocess.Popen([*command, "--learner", name], env=env, stdout=out, stderr=out))
+                process = subprocess.Popen([*command, "--learner", name], env=env, stdout=out, stderr=out)
+            stack.callback(process.wait)
+            stack.callback(process.kill)  # nothing to do when it has ended; else an error or Ctrl-C is under way
+            running.append(process)
         told, memory = [], []
         with room.connect(broker.folder, broker.folder.room(), broker.brokers.ports) as admin:
             dog = watchdog.Watchdog(admin, broker.brokers.homes, broker.brokers.logs, 300, told.append)
@@ -84,8 +89,8 @@ def shared(options, lessons: list[str]) -> None:
                 time.sleep(watchdog.SECONDS)
             seconds = time.monotonic() - began
             used = sum(java.cpu_times()[:2]) - sum(cpu[:2])
-        results = [json.loads(line) for name in names for line in (folder / name).read_text().splitlines()
-                   if line.startswith("{")]  # fmt: skip
+        said = {name: (folder / name).read_text() for name in names}
+    results = [json.loads(line) for text in said.values() for line in text.splitlines() if line.startswith("{")]
     checks = [result for result in results if "took" in result]
     took = sorted(result["took"] for result in checks)
     wrong = [result for result in checks if result["state"] != "right"]
@@ -104,7 +109,7 @@ def shared(options, lessons: list[str]) -> None:
     for result in wrong[:5]:
         print(f"  {result['question']}: {result['said'][:300]}")
     for name in failed[:3]:
-        print((folder / name).read_text()[-500:])
+        print(said[name][-500:])
 
 
 def learn(options) -> None:
