@@ -79,6 +79,7 @@ def test_q3(cluster, database):
             q3.changed(".scalar() or 0", ".scalar_one()"): "NoResultFound",
             q3.changed("time.sleep(0.01)", "return False"): "again and again",
             q3.changed("while time.monotonic() < deadline", "while True"): "loop without an end",
+            q3.changed("    deadline =", "    if timeout > 1:\n        return True\n    deadline ="): "before the read",
         },
         cluster,
         SETUP,
