@@ -490,7 +490,7 @@ def test_a_worker_that_restarts_is_paused_and_killed_for_good(started):
     worker.wait_for(("at work", 3))
     child = psutil.Process(int(worker.output))
     worker.pause()
-    assert child.status() == psutil.STATUS_STOPPED
+    wait_until(lambda: child.status() == psutil.STATUS_STOPPED, "the child to stop")  # a signal takes a moment
     worker.resume()
     assert worker.kill() == "killed"
     wait_until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, "the child to be dead")
