@@ -117,8 +117,6 @@ def learn(options) -> None:
     from helpers import Cluster
     from helpers.questions import Question
 
-    first = nbformat.read(next((ROOT / "notebooks").glob("01_*.ipynb")), as_version=4)
-    imports = next(cell.source for cell in first.cells if cell.cell_type == "code" and "import" in cell.source)
     dice = random.Random(options.learner)
     asked = [
         thing
@@ -126,13 +124,14 @@ def learn(options) -> None:
         for thing in vars(importlib.import_module(f"exercises.lesson_{lesson}")).values()
         if isinstance(thing, Question) and not thing.brokers
     ]
+    imports = {f"lesson_{lesson}": imports_of(lesson) for lesson in options.lessons}
     end = time.monotonic() + options.minutes * 60
     time.sleep(dice.uniform(0, THOUGHT[1]))
     with Cluster() as cluster:
         while time.monotonic() < end:
             question = dice.choice(asked)
             began = time.monotonic()
-            outcome = question.try_answer(question.answer, cluster, imports)
+            outcome = question.try_answer(question.answer, cluster, imports[question.lesson])
             took = time.monotonic() - began
             name, right = f"{question.lesson} {question.name}", outcome.state == "right"
             said = {"question": name, "took": took, "state": outcome.state, "said": "" if right else repr(outcome)}
@@ -140,6 +139,13 @@ def learn(options) -> None:
             time.sleep(min(dice.uniform(*THOUGHT), max(0, end - time.monotonic())))
     times = os.times()
     print(json.dumps({"cpu": times.user + times.system + times.children_user + times.children_system}), flush=True)
+
+
+def imports_of(lesson: str) -> str:
+    """What a learner of a lesson has run before its questions: the first cells, as far as they import."""
+    notebook = nbformat.read(next((ROOT / "notebooks").glob(f"{lesson}_*.ipynb")), as_version=4)
+    first = [cell.source for cell in notebook.cells if cell.cell_type == "code"][:2]
+    return "\n".join(source for source in first if source.startswith(("import ", "from ")))
 
 
 # -- embedded brokers --------------------------------------------------------------------------------------------------
