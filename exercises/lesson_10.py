@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 
-from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 
 from helpers import Worker, point, read_topic
 from helpers.pictures import capture_log, log_view
@@ -233,8 +233,10 @@ def _look_for_damage(lab, source, target, group, ended: bool) -> None:
     picture = log_view(capture_log(lab.cluster, target), "The target when the mover had been killed")
     wanted = "each order once, though the mover is killed before and after a commit, and between two sends"
     if twice:
+        with KafkaAdminClient(**lab.cluster.connection) as admin:
+            stands = admin.list_group_offsets([group])[group].get(TopicPartition(source, 0))
         raise Wrong(
-            f"{', '.join(twice)} twice",
+            f"{', '.join(twice)} twice; committed for the group: {f'offset {stands.offset}' if stands else 'nothing'}",
             wanted,
             "The consumed offsets are not committed in the same transaction as the orders, or they are those of the "
             "records themselves and not of the next ones.",
