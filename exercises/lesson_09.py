@@ -101,6 +101,7 @@ def _partitions_on_the_log(lab, topic, partitions: int) -> dict[str, int]:
     """Where a producer of its own, that knows of so many partitions, puts each customer."""
     producer = lab.producer(metadata_max_age_ms=200)
     wait_until(lambda: len(producer.partitions_for(topic)) == partitions, f"{partitions} partitions")
+    lab.cluster.wait_for_in_sync(topic)  # and the new partition's leader takes records
     futures = {customer: producer.send(topic, b"order", key=customer.encode()) for customer in MOVERS}
     producer.flush()
     return {customer: future.get(timeout=10).topic_partition.partition for customer, future in futures.items()}

@@ -13,7 +13,8 @@ import time
 
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka import errors as kafka_errors
-from kafka.admin import ConfigResource, ConfigResourceType, MemberToRemove
+from kafka.admin import ConfigResource, ConfigResourceType, MemberToRemove, OffsetSpec
+from kafka.protocol.consumer import ListOffsetsRequest
 from kafka.protocol.metadata import MetadataRequest
 
 from helpers import store
@@ -87,7 +88,7 @@ class Cluster:
     # -- names
 
     def topic(self, name: str, partitions: int = 1, replication: int | None = None, config: dict | None = None) -> str:
-        """Make a topic anew and wait until every broker knows it.
+        """Make a topic anew and wait until every broker knows it, and each partition's leader takes records.
 
         A topic of this name that exists is deleted first, with the groups that `group` made.
 
@@ -161,7 +162,7 @@ class Cluster:
         Raises:
             TimeoutError: no leader within ten seconds.
         """
-        return self._wait_for_leader(topic, partition, lambda leader: leader >= 0, "a leader", 10)
+        return self._wait_for_leader(topic, partition, lambda found: found.leader_id >= 0, "a leader", 10)
 
     def followers(self, topic: str, partition: int = 0) -> list[int]:
         """The ids of the brokers that have a replica of a partition and do not lead it.
@@ -174,24 +175,29 @@ class Cluster:
         return [broker for broker in replicas if broker != leader]
 
     def wait_for_new_leader(self, topic: str, partition: int = 0, *, old: int, timeout: float = 30) -> int:
-        """Wait until a partition is led by another broker than `old`; returns its id.
+        """Wait until a partition is led by another broker than `old`, which takes records; returns its id.
 
         Raises:
             TimeoutError: at the deadline, with the leader seen last (-1: none).
         """
-        return self._wait_for_leader(topic, partition, lambda leader: leader not in (-1, old), "a new leader", timeout)
+
+        def is_new(found):
+            return found.leader_id not in (-1, old) and self._led(topic, [found])
+
+        return self._wait_for_leader(topic, partition, is_new, "a new leader", timeout)
 
     def wait_for_in_sync(self, topic: str, timeout: float = 30) -> None:
-        """Wait until all replicas of all partitions of a topic are in sync.
+        """Wait until all replicas of all partitions of a topic are in sync, and the leaders take records.
 
         Raises:
             TimeoutError: at the deadline, with the replicas that were in sync.
         """
 
         def all_in_sync():
-            seen = {p.partition_index: (sorted(p.isr_nodes), sorted(p.replica_nodes)) for p in self._partitions(topic)}
+            found = self._partitions(topic)
+            seen = {p.partition_index: (sorted(p.isr_nodes), sorted(p.replica_nodes)) for p in found}
             if seen and all(in_sync == replicas for in_sync, replicas in seen.values()):
-                return True
+                return self._led(topic, found)
             return _Seen("; ".join(f"partition {p}: {i} of {r} in sync" for p, (i, r) in seen.items()))
 
         wait_until(
@@ -312,15 +318,34 @@ class Cluster:
             found = self._partitions(topic, node)
             if len(found) != partitions or any(p.leader_id < 0 for p in found):
                 return _Seen(f"broker {node} knows {len(found)} partitions, led by {[p.leader_id for p in found]}")
+        return self._led(topic, found)
+
+    def _led(self, topic: str, partitions: list) -> bool:
+        """True when each of these partitions' leaders acts as one: it tells the end offset.
+
+        A broker has its metadata a moment before it leads what they say it leads, and refuses records in between. If it
+        refuses a producer's first batch and takes the second one, which was in flight, it goes on to refuse the first
+        one as out of order, for the two minutes after which the producer gives up: KAFKA-15591, in Kafka 4.3.1.
+        """
+        wanted, of = ListOffsetsRequest.ListOffsetsTopic, ListOffsetsRequest.ListOffsetsTopic.ListOffsetsPartition
+        for leader in {p.leader_id for p in partitions}:
+            if leader < 0:
+                raise kafka_errors.LeaderNotAvailableError(topic)
+            latest = [of(p.partition_index, timestamp=OffsetSpec.LATEST) for p in partitions if p.leader_id == leader]
+            request = ListOffsetsRequest(topics=[wanted(name=topic, partitions=latest)], isolation_level=0)
+            (found,) = self._ask(request, leader).topics
+            for answer in found.partitions:
+                if answer.error_code:
+                    raise kafka_errors.for_code(answer.error_code)(f"{topic}-{answer.partition_index}")
         return True
 
     def _wait_for_leader(self, topic, partition, accept, what, timeout) -> int:
         def probe():
-            leaders = {p.partition_index: p.leader_id for p in self._partitions(topic)}
-            if partition not in leaders:
-                raise LabError(f"Topic {self.plain(topic)} has no partition {partition}, only 0 to {len(leaders) - 1}.")
-            leader = leaders[partition]
-            return [leader] if accept(leader) else _Seen(f"leader {leader}")
+            found = {p.partition_index: p for p in self._partitions(topic)}
+            if partition not in found:
+                raise LabError(f"Topic {self.plain(topic)} has no partition {partition}, only 0 to {len(found) - 1}.")
+            leader = found[partition].leader_id
+            return [leader] if accept(found[partition]) else _Seen(f"leader {leader}")
 
         return wait_until(probe, f"{what} of {self.plain(topic)}-{partition}", timeout, pause=0.05, retry=PASSING)[0]
 
@@ -613,6 +638,7 @@ class EmbeddedCluster(Cluster):
                 for p in topic.partitions:
                     if p.leader_id not in alive and alive >= set(p.replica_nodes):
                         return _Seen(f"{topic.name}-{p.partition_index} has leader {p.leader_id}")
+                self._led(topic.name, [p for p in topic.partitions if p.leader_id == id])
             return True
 
         self._until(f"the partitions of broker {id} to have leaders", led, 60)

@@ -149,6 +149,17 @@ def test_a_topic_is_known_to_every_broker(three):
     assert len(three._partitions(lonely)[0].replica_nodes) == 1
 
 
+@pytest.mark.parametrize("fixture", ["one", "three"])
+def test_a_topic_takes_records_at_once(fixture, request):
+    """Or a producer's second batch comes in and its first does not, for two minutes: see `Cluster._led`."""
+    cluster = request.getfixturevalue(fixture)
+    with KafkaProducer(**cluster.connection, retries=0, enable_idempotence=False) as producer:
+        for number in range(20 if fixture == "one" else 8):
+            topic = cluster.topic(f"at-once-{number}", partitions=6)
+            for future in [producer.send(topic, b"order", partition=p) for p in range(6)]:
+                future.get(timeout=10)
+
+
 @pytest.mark.parametrize("name", ["", "my orders", "käse", "a/b", "x" * 250, ".", "..", "__consumer_offsets"])
 def test_a_name_that_kafka_does_not_allow_is_refused(one, name):
     with pytest.raises(LabError, match="topic name|Kafka's own topics"):
