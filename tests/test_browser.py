@@ -1,16 +1,19 @@
-"""Lessons in JupyterLab and as HTML, in a real browser: what a learner sees and does there.
+"""Lessons in JupyterLab, as HTML and as slides, in a real browser: what a learner sees and does there.
 
 One JupyterLab and one browser for the whole file. COURSE_SCREENSHOTS=FOLDER keeps pictures of the browser's window.
 """
 
+import contextlib
 import functools
 import http.server
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
 import sys
+import tarfile
 import tempfile
 import threading
 import urllib.request
@@ -27,7 +30,7 @@ from selenium.webdriver.common.keys import Keys
 from exercises.lesson_01 import q1, q2, q3, q4
 from helpers import progress, wait_until
 from helpers.pictures import Film
-from tests.lessons import LESSONS, code_cells, read
+from tests.lessons import LESSONS, NOTEBOOKS, code_cells, read
 from tests.owners import environment, left_over, processes_of
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -41,6 +44,7 @@ FLAGS = [
 ]  # fmt: skip
 PANEL = "window.jupyterapp.shell.currentWidget"
 CELLS = f"{PANEL}.content.widgets"
+TEACHING = (NOTEBOOKS.parent / "docs" / "teaching.md").read_text()
 each_lesson = pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
 
 
@@ -384,15 +388,78 @@ def test_as_html_all_pictures_are_there_without_a_kernel(path, browser, tmp_path
     for theme in ("light", "dark"):
         page, _ = HTMLExporter(theme=theme).from_notebook_node(lesson)
         (tmp_path / f"{theme}.html").write_text(page)
-    handler = functools.partial(Quiet, directory=tmp_path)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    with served(tmp_path) as address:
         for theme in ("light", "dark"):
-            browser.get(f"http://127.0.0.1:{server.server_port}/{theme}.html")
+            browser.get(f"{address}/{theme}.html")
             images = "return [...document.querySelectorAll('.jp-OutputArea img')].map(i => [i.naturalWidth, i.alt])"
             shown = browser.execute_script(images)
             assert len(shown) == expected and all(width > 100 for width, _ in shown)
             assert not browser.execute_script("return document.body.innerText.includes('Error displaying widget')")
+
+
+@pytest.fixture(scope="module")
+def slide_show(tmp_path_factory):
+    """A folder with copies of what the pages of slides take from the network, as the teacher's guide says."""
+    folder = tmp_path_factory.mktemp("slides")
+    packages = re.search(r"`npm pack (.*?)`", TEACHING, re.S)[1].split()
+    subprocess.run(["npm", "pack", "--silent", *packages], cwd=folder, check=True, timeout=120)
+    for archive in folder.glob("*.tgz"):
+        with tarfile.open(archive) as packed:
+            packed.extractall(folder, filter="data")
+        (folder / "package").rename(folder / archive.name.rpartition("-")[0])
+    return folder
+
+
+@pytest.mark.skipif(not shutil.which("npm"), reason="npm is not installed, and the slides need reveal.js")
+@each_lesson
+def test_as_slides_all_is_there_and_fits(path, browser, slide_show):
+    """By the command of the teacher's guide: each cell is on a slide, each line of code and each picture is seen."""
+    command = re.search(r"    jupyter (nbconvert --to slides .*?)\n\n", TEACHING, re.S)[1].replace("\\\n", " ").split()
+    command[command.index("notebooks/01_producer_consumer.ipynb")] = str(path)
+    command[command.index("--output-dir") + 1] = str(slide_show)
+    copies = re.findall(r"`(--SlidesExporter.[^`]*)`", TEACHING)
+    transition = "--SlidesExporter.reveal_transition=none"
+    subprocess.run([sys.executable, "-m", "jupyter", *command, *copies, transition], check=True, timeout=120)
+    lesson = read(path)
+    with served(slide_show) as address:
+        browser.get(f"{address}/{path.stem}.slides.html")
+        wait_until(lambda: browser.execute_async_script(REVEAL), "the slides", 30, 0.1)
+        slides = browser.execute_script(LOOK_AT_SLIDES)
+    assert sum(slide["cells"] for slide in slides) == len(lesson.cells)
+    images = [width for slide in slides for width in slide["images"]]
+    assert len(images) == pictures(cell.outputs for cell in code_cells(lesson)) and all(width > 100 for width in images)
+    assert not [line for slide in slides for line in slide["too wide"]]
+    height = int(re.search(r"reveal_height=(\d+)", TEACHING)[1])
+    # A tenth more, for machines with other fonts. Where a single cell is higher, the slide scrolls.
+    assert not [s["begins"] for s in slides if s["cells"] > 1 and s["height"] > 1.1 * height]
+
+
+REVEAL = """
+const done = arguments[0];
+require(["reveal.js/dist/reveal.js"], reveal => { window.Reveal = reveal; done(reveal.isReady()); }, () => done(false));
+"""
+LOOK_AT_SLIDES = """
+return Reveal.getSlides().map(slide => {
+    const place = Reveal.getIndices(slide);
+    Reveal.slide(place.h, place.v, 999);
+    return {
+        "cells": slide.querySelectorAll(".jp-Cell").length,
+        "images": [...slide.querySelectorAll(".jp-OutputArea img")].map(image => image.naturalWidth),
+        "too wide": [...slide.querySelectorAll("pre")].filter(code => code.scrollWidth > code.clientWidth)
+            .map(code => code.innerText.slice(0, 200)),
+        "height": slide.scrollHeight,
+        "begins": slide.innerText.slice(0, 60),
+    };
+});
+"""
+
+
+@contextlib.contextmanager
+def served(folder: Path):
+    """The address at which a folder is served."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=folder)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
 
 

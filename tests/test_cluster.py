@@ -9,6 +9,7 @@ import psutil
 import pytest
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import ConfigResource, ConfigResourceType
+from kafka.errors import OutOfOrderSequenceNumberError
 from kafka.structs import OffsetAndMetadata
 
 from helpers import Cluster, LabError, Worker, frame, point, read_topic, take
@@ -158,6 +159,20 @@ def test_a_topic_takes_records_at_once(fixture, request):
             topic = cluster.topic(f"at-once-{number}", partitions=6)
             for future in [producer.send(topic, b"order", partition=p) for p in range(6)]:
                 future.get(timeout=10)
+
+
+def test_a_broker_takes_any_sequence_number_from_a_producer_that_it_has_not_met(one):
+    """Why a topic must take records before one sends: lesson 10 says so of Kafka 4.3.1 and kafka-python 3.0.12."""
+    place = TopicPartition(one.topic("orders"), 0)
+    with KafkaProducer(**one.connection) as producer:
+        state = producer._transaction_manager
+        wait_until(state.has_producer_id, "the producer's id")
+        state.set_sequence_number(place, 1)
+        assert producer.send(place.topic, b"second", partition=0).get(timeout=10).offset == 0
+        state.set_sequence_number(place, 0)
+        with pytest.raises(OutOfOrderSequenceNumberError):
+            producer.send(place.topic, b"first", partition=0).get(timeout=10)
+    assert values(one, place.topic) == [b"second"]
 
 
 @pytest.mark.parametrize("name", ["", "my orders", "käse", "a/b", "x" * 250, ".", "..", "__consumer_offsets"])
