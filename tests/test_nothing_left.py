@@ -82,7 +82,8 @@ def test_nothing_is_left_after_an_end_of_its_own(temp, then):
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
 def test_nothing_is_left_after_a_deadly_signal(temp, number):
-    end(start(temp), number)
+    deadly = "import signal\nsignal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # below `nohup` nobody dies of it
+    end(start(temp, deadly + START), number)
     wait_until_gone(temp)
 
 
