@@ -117,8 +117,13 @@ class Cluster:
         options["configs"] = {key: str(value) for key, value in (config or {}).items()}
 
         def create():
-            with contextlib.suppress(kafka_errors.TopicAlreadyExistsError):  # a try before this one did it
+            try:
                 self._admin.create_topics({real: options})
+            except kafka_errors.TopicAlreadyExistsError as error:
+                # A try before this one did it, or (auto.create.topics.enable, on by default) a client that has not
+                # heard of the deletion and asked for the topic; that one has the brokers' settings.
+                self._delete_topics([real])
+                return _Seen(error)
             return True
 
         try:
@@ -318,7 +323,7 @@ class Cluster:
             found = self._partitions(topic, node)
             if len(found) != partitions or any(p.leader_id < 0 for p in found):
                 return _Seen(f"broker {node} knows {len(found)} partitions, led by {[p.leader_id for p in found]}")
-        return self._led(topic, found)
+        return self._led(topic, self._partitions(topic))
 
     def _led(self, topic: str, partitions: list) -> bool:
         """True when each of these partitions' leaders acts as one: it tells the end offset.

@@ -161,6 +161,29 @@ def test_a_topic_takes_records_at_once(fixture, request):
                 future.get(timeout=10)
 
 
+def test_a_topic_that_a_client_has_brought_back_meanwhile_is_made_anew(one, monkeypatch):
+    """As it happens with `auto.create.topics.enable`, on by default, and a producer that knew the deleted topic."""
+    delete, others = one._delete_topics, [1, 1]
+
+    def and_somebody_asks_for_it(names):
+        delete(names)
+        if others:
+            one._admin.create_topics({names[0]: {"num_partitions": others.pop(), "replication_factor": 1}})
+
+    monkeypatch.setattr(one, "_delete_topics", and_somebody_asks_for_it)
+    topic = one.topic("orders", partitions=3, config={"retention.ms": 1000})
+    with KafkaAdminClient(**one.connection) as admin:
+        assert len(one._partitions(topic)) == 3 and not others
+        found = admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, topic)])
+        assert re.search(r"'retention.ms'[^}]*'1000'", str(found))
+
+
+def test_a_broker_that_has_died_meanwhile_is_no_riddle(one, monkeypatch):
+    monkeypatch.setattr(one, "_reachable", lambda: [])
+    with pytest.raises(LabError, match="No broker of this cluster runs"):
+        one._known_everywhere("orders", 1)
+
+
 def test_a_broker_takes_any_sequence_number_from_a_producer_that_it_has_not_met(one):
     """Why a topic must take records before one sends: lesson 10 says so of Kafka 4.3.1 and kafka-python 3.0.12."""
     place = TopicPartition(one.topic("orders"), 0)
