@@ -249,7 +249,8 @@ def test_a_transactional_id_is_one_for_a_producer(one):
         producer.begin_transaction()
         producer.send(topic, b"paid")
         producer.commit_transaction()
-    assert values(one, topic) == [b"paid"]
+    # The coordinator answers once it has noted the commit, and then writes its marker into the partition.
+    assert wait_until(lambda: values(one, topic), "the transaction's end on the partition") == [b"paid"]
 
 
 # -- harm --
