@@ -394,6 +394,7 @@ def test_a_full_corner_is_held_until_it_is_emptied(broker, bobs):
             while time.monotonic() < began + 30:
                 producer.send("bob.heap", os.urandom(500_000)).get(20)
         assert learners.held(broker.admin) == {"bob"}, "a `serve` that starts anew has to know"
+        wait_until(lambda: told, "the word of it", timeout=20)  # told after it is done, so the refusal comes first
         assert "bob is held" in told[0] and "5 are allowed" in told[0]
         taken = watchdog.measure(broker.brokers.homes)["bob"].bytes / 1e6
         with pytest.raises(REFUSED):
@@ -503,6 +504,7 @@ def test_ten_thousand_topics_one_by_one(broker, monkeypatch):
             except REFUSED:
                 break
         taken = len(watchdog.measure(broker.brokers.homes)["eve"].partitions)
+        wait_until(lambda: told, "the word of it", timeout=20)  # told after it is done, so the refusal comes first
         assert "eve is held" in told[0] and 60 < taken < 200, (told, taken)
         learners.reset(broker.admin, "eve")
         wait_until(lambda: told[-1] == "eve may write again.", "the release", timeout=60)
