@@ -703,7 +703,8 @@ class Kernel:
     """A Jupyter kernel with a topology in it."""
 
     def __init__(self, folder):
-        self.manager = KernelManager()
+        # Jupyter waits half of it before it sends SIGTERM, by default 2.5 s: on a busy machine that hides a tidy end.
+        self.manager = KernelManager(shutdown_wait_time=60)
         self.log = open(folder / "kernel.log", "w")  # noqa: SIM115 (closed with the kernel)
         self.manager.start_kernel(stdout=self.log, stderr=self.log, cwd=folder)
         self.connect()
@@ -753,9 +754,8 @@ def test_kernels_restart_while_a_topology_works(cluster, topics, kernel, tmp_pat
         code = SETUP.format(function="value", connection=cluster.connection, application=cluster.group("kernel"))
         assert kernel.run(code + "streams.state().name()") == ["'RUNNING'"]  # nothing on stdout or stderr
         send(cluster, source, *(f"order {number}" for number in range(300)))  # it is busy when the kernel ends
-        # Under load Jupyter loses patience after 2.5 s and sends SIGTERM. A hang would end in SIGKILL.
-        assert kernel.restart() in (0, -signal.SIGTERM), f"restart {number}"
-    assert [path.name for path in tmp_path.iterdir()] == ["kernel.log"]  # no crash report
+        assert kernel.restart() == 0, f"restart {number}: a crash ends by SIGABRT or SIGSEGV, a hang by SIGTERM"
+    assert [path.name for path in tmp_path.iterdir()] == ["kernel.log"]  # nothing is left in its folder
 
 
 def test_interrupt_while_a_topology_runs(cluster, topics, kernel):
