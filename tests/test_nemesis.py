@@ -2,13 +2,16 @@
 
 import threading
 
+import matplotlib.pyplot as plt
 import pytest
+from click.testing import CliRunner
 from kafka import KafkaProducer, OffsetAndMetadata, TopicPartition
 
 from helpers import Cluster, wait_until
-from tests.nemesis.__main__ import LEAST, one_run, too_little
+from tests.nemesis.__main__ import LEAST, main, one_run, too_little
 from tests.nemesis.checker import INVARIANTS, check, tried
 from tests.nemesis.controls import CONTROLS
+from tests.nemesis.history import merged
 from tests.nemesis.programs import where_it_waits
 
 SEEDS = [1, 2, 3, 4, 5]
@@ -48,6 +51,7 @@ def offsets(*values):
 PIPELINE = [{"t": 0.0, "who": "nemesis", "what": "pipeline", "source": "source", "target": "target"}]
 GOOD = [*PIPELINE, *sent(1, 0), *sent(2, 1), *read("v1", 0), *read("v2", 1), *offsets(1, 2)]
 GOOD += read("v1", 0, "target", "m.1") + read("v2", 1, "target", "m.1") + mover("begins", "m.1")
+GOOD += mover("committing", "m.1", at=1.1) + mover("committed", "m.1", at=1.2)
 
 
 @pytest.mark.parametrize(
@@ -59,6 +63,8 @@ GOOD += read("v1", 0, "target", "m.1") + read("v2", 1, "target", "m.1") + mover(
         ([*sent(3, 2), *read("v4", 2)], ["acknowledged is read", "one value an offset", "output has all input"]),
         (mover("aborted", "m.2") + read("v9", 2, "target", "m.2"), ["failed is not read"]),
         (mover("aborted", "m.2") + read("v9", 2, "target", "m.2", final=False), ["failed is not read"]),
+        (mover("begins", "m.2") + read("v9", 2, "target", "m.2"), ["failed is not read"]),  # killed before it asked
+        (read("v3", 2) + mover("begins", "m.2") + mover("committing", "m.2") + read("v3", 2, "target", "m.2"), []),
         (read("v5", 1, final=False), ["one value an offset"]),
         (read("v1", 2) + read("v1", 2, "target", "m.1"), ["idempotent: once, in order"]),
         (read("v3", 2), ["output has all input"]),
@@ -70,7 +76,11 @@ GOOD += read("v1", 0, "target", "m.1") + read("v2", 1, "target", "m.1") + mover(
             ["fenced writes nothing"],
         ),
         (
-            started(2, at=5.0) + mover("begins", "m.3", at=6.0) + read("v3", 2) + read("v3", 2, "target", "m.3"),
+            started(2, at=5.0)
+            + mover("begins", "m.3", at=6.0)
+            + mover("committing", "m.3", at=6.1)
+            + read("v3", 2)
+            + read("v3", 2, "target", "m.3"),
             ["fenced writes nothing"],
         ),
     ],
@@ -88,6 +98,27 @@ def test_a_run_in_which_little_was_tried_does_not_count():
     facts = tried(GOOD)
     assert facts["records sent"] == 2 and facts["acknowledged"] == 2 and facts["faults"] == 0
     assert len(too_little(facts)) == len(LEAST)
+
+
+def fault(target, at, leads=()):
+    return {"t": at, "who": "nemesis", "what": "fault", "target": target, "how": "killed", "leads": leads}
+
+
+@pytest.mark.parametrize(
+    ("fault", "in_a_transaction", "unacknowledged"),
+    [
+        (fault("mover", 1.1), 1, 0),  # its own transaction is open; the sender does not notice
+        (fault("mover", 1.5), 0, 0),
+        (fault("other mover", 1.1), 0, 0),
+        (fault("broker 1", 1.1, leads=[0]), 1, 0),
+        (fault("broker 1", 0.05, leads=[0]), 0, 1),
+        (fault("broker 1", 0.05, leads=[1]), 0, 0),  # the send that is open does not go to this broker
+    ],
+)
+def test_a_fault_counts_where_it_hits_something_open(fault, in_a_transaction, unacknowledged):
+    facts = tried([*GOOD, fault])
+    assert facts["faults in an open transaction"] == in_a_transaction
+    assert facts["faults with a send unacknowledged"] == unacknowledged
 
 
 def test_where_a_mover_waits_is_read_from_its_traceback():
@@ -129,6 +160,16 @@ def test_the_right_programs_keep_every_promise_under_harm(seed, trio):
     _, violations, facts = one_run(trio, seed, RECORDS)
     assert not violations, (violations, facts)
     assert facts["records sent"] == RECORDS and not too_little(facts), facts
+
+
+@pytest.mark.full
+def test_the_command_tells_what_it_did_and_draws_it(tmp_path):
+    done = CliRunner().invoke(main, ["--seed", "7", "--records", "1000", "--out", str(tmp_path)])
+    assert "seed 7: " in done.output and "records sent                            1000" in done.output
+    assert done.exit_code == ("seed 7: held" not in done.output), done.output
+    assert "VIOLATED" not in done.output, done.output
+    assert plt.imread(tmp_path / "seed-7.png").shape[1] > 1000
+    assert check(merged(tmp_path / "seed-7")) == {}  # a history can be judged again
 
 
 @pytest.mark.full

@@ -33,6 +33,7 @@ class Run:
         self.zombies: list[tuple[float, Worker, str]] = []  # when to wake them up
         self.awake: list[Worker] = []
         self.healer: threading.Thread | None = None
+        self.harmed = False  # has anybody been, yet?
         self.ill: tuple[float, int, str] | None = None  # the one broker that is harmed: until when, which, how
 
     def go(self) -> list[dict]:
@@ -95,25 +96,39 @@ class Run:
         coordinator cannot be reached; it raises instead (net/compat.py), and the request is neither sent nor put back
         into the queue. Whoever waits for its answer waits for ever (`test_kafka_python_forgets_a_request…`).
         """
+        event = self._last_event(who)
+        return event["what"] in ("begins", "committing", "error") and time.monotonic() - event["t"] > STUCK
+
+    def _last_event(self, who: str) -> dict:
         path = self.folder / f"{who}.jsonl"
         last = path.read_text().splitlines()[-1:] if path.exists() else []
-        event = json.loads(last[0]) if last and last[0].endswith("}") else {"what": "", "t": 0}
-        return event["what"] in ("begins", "committing", "error") and time.monotonic() - event["t"] > STUCK
+        return json.loads(last[0]) if last and last[0].endswith("}") else {"what": "", "t": 0}
 
     def _harm(self) -> None:
         """One fault, by the dice; at most one broker at a time, or the cluster has no majority."""
-        kinds = [self._kill_mover, self._make_a_zombie] + ([] if self.ill else [self._kill_broker, self._pause_broker])
-        self.dice.choice(kinds)()
+        of_movers = [self._kill_mover, self._make_a_zombie]
+        of_brokers = [] if self.ill else 2 * [self._kill_broker, self._pause_broker]
+        # The first one is a broker's: a run that harms none, or none to which the sender is talking, proves little.
+        self.dice.choice(of_movers + of_brokers if self.harmed else of_brokers)()
+        self.harmed = True
+
+    def _aim(self) -> str:
+        """A role to harm: at any moment, or (two times of three) when it has a transaction open, if that is soon."""
+        role, patience = self.dice.choice(ROLES), self.dice.choice([0, 2, 2])
+        who = f"{role}.{self.movers[role][1]}"
+        with contextlib.suppress(TimeoutError):
+            wait_until(lambda: self._last_event(who)["what"] == "begins", "a transaction", patience, pause=0.01)
+        return role
 
     def _kill_mover(self) -> None:
-        role = self.dice.choice(ROLES)
+        role = self._aim()
         self.notes.note("fault", target=role, how="killed")
         self.movers[role][0].kill()
         self._start(role)
 
     def _make_a_zombie(self) -> None:
         """Paused, replaced as if it were dead, and back a while later."""
-        role = self.dice.choice(ROLES)
+        role = self._aim()
         worker, number = self.movers[role]
         if worker.state != "running":
             return
@@ -129,8 +144,10 @@ class Run:
         self._harm_broker("paused", self.cluster.pause)
 
     def _harm_broker(self, how: str, harm) -> None:
-        broker = self.dice.choice([1, 2, 3])
-        self.notes.note("fault", target=f"broker {broker}", how=how)
+        leaders = [self.cluster.leader(self.source, number) for number in range(PARTITIONS)]
+        broker = self.dice.choice([1, 2, 3, *leaders] if self.harmed else leaders)
+        leads = [number for number, leader in enumerate(leaders) if leader == broker]
+        self.notes.note("fault", target=f"broker {broker}", how=how, leads=leads)
         harm(broker)
         self.ill = time.monotonic() + self.dice.uniform(0.5, 4), broker, how
 

@@ -4,7 +4,7 @@ They follow what trusted tests of Kafka check: Jepsen's Kafka workload (lost wri
 offsets) and Kafka's own system tests of transactions and replication (input equals output, acknowledged is read). A
 timeout is no failure: such a send is *unknown*, and its record may be there or not.
 
-A record is blamed once: one that was surely aborted counts as `failed is not read` and nowhere else.
+A record is blamed once: one of a transaction that surely failed counts as `failed is not read` and nowhere else.
 """
 
 from collections import Counter, defaultdict
@@ -26,8 +26,14 @@ def _final(history: list[dict], topic: str | None = None) -> list[dict]:
     return [reads[place] for place in sorted(reads)]
 
 
-def _aborted(history: list[dict]) -> set[str]:
-    return {event["txn"] for event in _of(history, "aborted")}
+def _failed(history: list[dict]) -> set[str]:
+    """Transactions that surely failed: aborted, or begun by a mover that never came to ask for the commit.
+
+    It notes `committing` before it asks, so one that is killed, fenced or expelled earlier has not committed anything.
+    """
+    asked = {event["txn"] for event in _of(history, "committing") + _of(history, "committed")}
+    begun = {event["txn"] for event in _of(history, "begins")}
+    return {event["txn"] for event in _of(history, "aborted")} | begun - asked
 
 
 def acknowledged_is_read(history: list[dict]) -> list[str]:
@@ -38,10 +44,10 @@ def acknowledged_is_read(history: list[dict]) -> list[str]:
 
 
 def failed_is_not_read(history: list[dict]) -> list[str]:
-    """No reader of committed records, at any time, is given a record of a transaction that was aborted."""
-    aborted = _aborted(history)
-    seen = [event for event in _of(history, "read") if event.get("txn") in aborted]
-    return [f"{e['value']} of the aborted {e['txn']} was read by the {e['who']}" for e in seen]
+    """No reader of committed records, at any time, is given a record of a transaction that surely failed."""
+    failed = _failed(history)
+    seen = [event for event in _of(history, "read") if event.get("txn") in failed]
+    return [f"{e['value']} of the failed {e['txn']} was read by the {e['who']}" for e in seen]
 
 
 def one_value_an_offset(history: list[dict]) -> list[str]:
@@ -72,9 +78,9 @@ def _output(history: list[dict]) -> tuple[Counter, Counter] | None:
     pipeline = _of(history, "pipeline")
     if not pipeline:
         return None
-    aborted = _aborted(history)
+    failed = _failed(history)
     source = Counter(event["value"] for event in _final(history, pipeline[0]["source"]))
-    target = [e for e in _final(history, pipeline[0]["target"]) if e.get("txn") not in aborted]
+    target = [e for e in _final(history, pipeline[0]["target"]) if e.get("txn") not in failed]
     return source, Counter(event["value"] for event in target)
 
 
@@ -104,9 +110,9 @@ def committed_offsets_grow(history: list[dict]) -> list[str]:
 def fenced_writes_nothing(history: list[dict]) -> list[str]:
     """Once a role has a new incarnation, nothing that an earlier one writes or begins after that can be read."""
     found, newest = [], {}
-    aborted = _aborted(history)
+    failed = _failed(history)
     for event in _final(history):
-        if not event.get("role") or event["txn"] in aborted:
+        if not event.get("role") or event["txn"] in failed:
             continue
         lane = event["topic"], event["partition"], event["role"]
         if event["incarnation"] < newest.get(lane, 0):
@@ -116,7 +122,7 @@ def fenced_writes_nothing(history: list[dict]) -> list[str]:
     readable = {event["txn"] for event in _final(history) if event.get("txn")}
     for event in _of(history, "begins"):
         later = [t for (role, number), t in started.items() if role == event["role"] and number > event["incarnation"]]
-        if event["txn"] in readable - aborted and later and event["t"] > min(later):
+        if event["txn"] in readable - failed and later and event["t"] > min(later):
             found.append(f"{event['txn']} began after its successor had started, and can be read")
     return found
 
@@ -145,27 +151,42 @@ def _successor(history: list[dict], begins: dict) -> float:
     return min(starts, default=begins["t"])
 
 
+def _in_a_transaction(history: list[dict]) -> list[dict]:
+    """Faults that fell into an open transaction: of the mover that was harmed, or of any if it was a broker."""
+    ends = {event["txn"]: event["t"] for event in history if event["what"] in ("committed", "aborted")}
+    spans = [(e["role"], e["t"], ends.get(e["txn"]) or _successor(history, e)) for e in _of(history, "begins")]
+
+    def is_in_one(fault):
+        broker = fault["target"].startswith("broker")
+        return any(begin <= fault["t"] < end for role, begin, end in spans if broker or role == fault["target"])
+
+    return [fault for fault in _of(history, "fault") if is_in_one(fault)]
+
+
+def _before_an_acknowledgement(history: list[dict]) -> list[dict]:
+    """Faults of a broker that led a partition for which a send was not acknowledged yet."""
+    acks = {e["value"]: e["t"] for e in history if e["what"] in ("acknowledged", "unknown")}
+    sends = [(e["partition"], e["t"], acks.get(e["value"], float("inf"))) for e in _of(history, "sending")]
+
+    def is_before_one(fault):
+        return any(begin <= fault["t"] < end for place, begin, end in sends if place in fault.get("leads", ()))
+
+    return [fault for fault in _of(history, "fault") if is_before_one(fault)]
+
+
 def tried(history: list[dict]) -> dict[str, int]:
     """How much a run has tried: records, transactions, and faults that fell into something that was open."""
-    faults = _of(history, "fault")
-    ends = {event["txn"]: event["t"] for event in history if event["what"] in ("committed", "aborted")}
-    spans = [(event["t"], ends.get(event["txn"]) or _successor(history, event)) for event in _of(history, "begins")]
-    acks = {e["value"]: e["t"] for e in history if e["what"] in ("acknowledged", "unknown")}
-    sends = [(event["t"], acks.get(event["value"], float("inf"))) for event in _of(history, "sending")]
-
-    def caught(open_ones):
-        return sum(any(begin <= fault["t"] < end for begin, end in open_ones) for fault in faults)
 
     return {
-        "records sent": len(sends),
+        "records sent": len(_of(history, "sending")),
         "acknowledged": len(_of(history, "acknowledged")),
         "unknown": len(_of(history, "unknown")),
-        "transactions": len(spans),
+        "transactions": len(_of(history, "begins")),
         "committed": len(_of(history, "committed")),
-        "aborted": len(_of(history, "aborted")),
-        "faults": len(faults),
-        "faults in an open transaction": caught(spans),
-        "faults with a send unacknowledged": caught(sends),
+        "surely failed": len(_failed(history)),
+        "faults": len(_of(history, "fault")),
+        "faults in an open transaction": len(_in_a_transaction(history)),
+        "faults with a send unacknowledged": len(_before_an_acknowledgement(history)),
         "movers stuck and killed": len(_of(history, "stuck")),
         "movers started": len(_of(history, "started")),
     }

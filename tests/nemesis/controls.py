@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from kafka import KafkaConsumer, KafkaProducer, OffsetAndMetadata, TopicPartition
+from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, OffsetAndMetadata, TopicPartition
 
 from helpers import Cluster, Worker, point
 from tests.nemesis import programs
@@ -84,7 +84,7 @@ def _mover(connection, folder, source, target, group, transactional_id, incarnat
         offsets = {TopicPartition(r.topic, r.partition): OffsetAndMetadata(r.offset + 1, "", -1) for r in records}
         if order == "offsets first":
             consumer.commit(offsets)
-            point("offsets committed")
+        point("about to process")
         number += 1
         txn = f"mover.{incarnation}.{number}"
         headers = [("txn", txn.encode()), ("role", b"mover"), ("incarnation", str(incarnation).encode())]
@@ -95,6 +95,7 @@ def _mover(connection, folder, source, target, group, transactional_id, incarnat
         producer.flush()
         if order == "offsets inside":
             producer.send_offsets_to_transaction(offsets, membership)
+        notes.note("committing", txn=txn)
         producer.commit_transaction()
         notes.note("committed", txn=txn)
         point("transaction committed")
@@ -103,27 +104,31 @@ def _mover(connection, folder, source, target, group, transactional_id, incarnat
         point(f"moved {records[-1].value.decode()}")
 
 
+def _note_offset(cluster: Cluster, folder: Path, group: str, topic: str) -> None:
+    partition = TopicPartition(topic, 0)
+    with KafkaAdminClient(**cluster.connection) as admin:
+        found = admin.list_group_offsets({group: [partition]})[group][partition]
+    Notebook(folder, "watcher").note("committed offset", group=group, partition=0, offset=found.offset)
+
+
 def _crash_a_mover(cluster: Cluster, folder: Path, order: str, die_at) -> list[dict]:
     source, target, group = cluster.topic("source"), cluster.topic("target"), cluster.group("movers")
     Notebook(folder, "nemesis").note("pipeline", source=source, target=target)
-    with KafkaProducer(**cluster.connection) as producer:
-        for number in range(8):
-            producer.send(source, f"v{number}".encode())
+    programs.send(cluster.connection, folder, source, partitions=1, count=8, rate=1000)
     names = cluster.connection, folder, source, target, group, cluster.transactional_id("mover")
     Worker(_mover, *names, 1, order, die_at=die_at).wait(30)
+    _note_offset(cluster, folder, group, source)
     second = Worker(_mover, *names, 2, order)
     second.wait_for("moved v7", 30)
     second.kill()
+    _note_offset(cluster, folder, group, source)
     programs.read(cluster.connection, folder, {source: 1, target: 1}, True, who="final reader")
     return merged(folder)
 
 
 def commit_before_processing(cluster: Cluster, folder: Path, wrong: bool) -> list[dict]:
     """Offsets committed, then the process is killed: what it had read is never processed."""
-    order, die_at = (
-        ("offsets first", ("offsets committed", 2)) if wrong else ("offsets inside", "transaction committed")
-    )
-    return _crash_a_mover(cluster, folder, order, die_at)
+    return _crash_a_mover(cluster, folder, "offsets first" if wrong else "offsets inside", ("about to process", 2))
 
 
 def offsets_outside_the_transaction(cluster: Cluster, folder: Path, wrong: bool) -> list[dict]:
@@ -145,7 +150,11 @@ def reading_uncommitted(cluster: Cluster, folder: Path, wrong: bool) -> list[dic
             producer.begin_transaction()
             producer.send(topic, f"v{number}".encode(), headers=headers)
             producer.flush()
-            producer.commit_transaction() if end == "committed" else producer.abort_transaction()
+            if end == "committed":
+                notes.note("committing", txn=txn)
+                producer.commit_transaction()
+            else:
+                producer.abort_transaction()
             notes.note(end, txn=txn)
     level = "read_uncommitted" if wrong else "read_committed"
     programs.read(cluster.connection, folder, {topic: 1}, True, who="final reader", isolation_level=level)
@@ -172,6 +181,7 @@ def zombie_without_fencing(cluster: Cluster, folder: Path, wrong: bool) -> list[
             producer.begin_transaction()
             producer.send(topic, f"v{incarnation}.{number}".encode(), headers=headers)
             producer.flush()
+            notes.note("committing", txn=txn)
             producer.commit_transaction()
             notes.note("committed", txn=txn)
         except Exception as error:

@@ -6,7 +6,7 @@ An event is a dict: `t` (seconds of the system's monotonic clock, the same in al
     mover    started (role, incarnation) · begins (txn, role, incarnation, values) · committing · committed · aborted
     reader   read (topic, partition, offset, value, txn, role, incarnation)
     watcher  committed offset (group, partition, offset)
-    nemesis  fault, healed (target)
+    nemesis  fault (target, how, and of a broker: leads, partitions of the source) · healed (target)
 """
 
 import json

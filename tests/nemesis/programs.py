@@ -15,10 +15,10 @@ from tests.nemesis.history import Notebook
 WORK = 0.1  # seconds that a transaction is open at least: work is not for nothing, and a fault has to have its chance
 
 
-def send(connection: dict, folder: Path, topic: str, partitions: int, count: int, rate: float, **settings) -> None:
-    """Send `count` records by one producer, acks=all and idempotent if `settings` say nothing else."""
+def send(connection: dict, folder: Path, topic: str, partitions: int, count: int, rate: float) -> None:
+    """Send `count` records by one producer, with the defaults: acks=all, and idempotent."""
     notes = Notebook(folder, "sender")
-    producer = KafkaProducer(**connection, linger_ms=20, request_timeout_ms=2000, **settings)
+    producer = KafkaProducer(**connection, linger_ms=20, request_timeout_ms=2000)
     futures = []
     begin = time.monotonic()
     for number in range(count):
