@@ -1,10 +1,12 @@
 """Lesson 06's saga, the code of the notebook itself: every crash at every point, and the accidents of Hypothesis.
 
 After each run the books are checked: every saga is confirmed or wholly undone, stock and reserved together are what
-there was, and what is paid belongs to confirmed orders. The textbook's handler fails the same checks.
+there was, and what is paid belongs to confirmed orders. The textbook's handler fails the same checks, where it can be
+put to them: it knows neither alarm clocks nor an orchestrator.
 """
 
 from collections import Counter
+from contextlib import contextmanager
 from itertools import product
 from types import SimpleNamespace
 
@@ -195,29 +197,39 @@ def test_the_textbook_fails_the_same_check(lesson):
     assert all("has no end" in told[0] for told in errors.values()) and len(errors) == 3
 
 
-def test_an_alarm_clock_that_goes_off_at_any_moment(lesson):
-    """Early, late, and while the services die: confirmed or cancelled, whichever comes first."""
-    steps = [*route(lesson.SAFE_SAGA, "CONFIRM_ORDER"), "EXPIRE_ORDER"]
+@pytest.mark.parametrize("way", ["choreography", pytest.param("orchestration", marks=pytest.mark.full)])
+def test_an_alarm_clock_that_goes_off_at_any_moment(lesson, way):
+    """At once, early, late, and while the services die: confirmed or cancelled, whichever comes first."""
+    turn, saga = lesson.both_ways[way]
+    if way == "choreography":
+        steps = [*route(saga, "CONFIRM_ORDER"), "EXPIRE_ORDER"]
+    else:
+        steps = [*orchestrated_route(saga, "CONFIRM_ORDER"), "EXPIRE_ORDER", "EXPIRE_ORDER_DONE"]
     numbered = dict(enumerate(product(steps, POINTS), 1))
-    shop = lesson.open_safe_shop({f"cup {n}": 5 for n in numbered}, {f"customer {n}": 100 for n in numbered})
+    never = len(numbered) + 1  # an order without a death whose alarm does not go off
+    numbers = range(1, never + 1)
+    shop = lesson.open_safe_shop({f"cup {n}": 5 for n in numbers}, {f"customer {n}": 100 for n in numbers}, saga=saga)
     deaths = [f"saga-{n} {step}: {point}" for n, (step, point) in numbered.items()]
-    workers = [
-        Worker(lesson.serve, name, shop, lesson.safe_turn, die_at=deaths, restarts=True) for name in shop.services
-    ]
+    workers = [Worker(lesson.serve, name, shop, turn, die_at=deaths, restarts=True) for name in shop.services]
     try:
-        for n in numbered:
-            order = lesson.an_order(n, f"customer {n}", f"cup {n}", deadline=0.02 * n)
-            lesson.start_saga(shop, order)
+        for n in numbers:
+            deadline = 3600 if n == never else 0.02 * (n - 1)
+            lesson.start_saga(shop, lesson.an_order(n, f"customer {n}", f"cup {n}", deadline=deadline))
         ended = "SELECT count(*) AS n FROM orders WHERE status IN ('CONFIRMED', 'CANCELLED')"
-        wait_until(lambda: lesson.ask(shop, "orders", ended).n[0] == len(numbered), "all ends", timeout=120, pause=0.5)
+        wait_until(lambda: lesson.ask(shop, "orders", ended).n[0] == never, "all ends", timeout=120, pause=0.5)
     finally:
         for worker in workers:
             worker.kill()
-    lesson.run(shop, lesson.safe_turn)
+    lesson.run(shop, turn)
     assert lesson.errors_in(shop) == []
+    ends = lesson.ask(shop, "orders", "SELECT number, status FROM orders").set_index("number").status
+    assert (ends[1], ends[never]) == ("CANCELLED", "CONFIRMED")  # the first one's alarm follows its RESERVE_INVENTORY
 
 
 # -- accidents that a machine makes up ---------------------------------------------------------------------------------
+
+
+WRONG = "the books are wrong"
 
 
 class Sagas(RuleBasedStateMachine):
@@ -226,7 +238,7 @@ class Sagas(RuleBasedStateMachine):
     Instead of a broker there is a heap of messages: it keeps no order at all, so what holds here holds on any topic.
     """
 
-    lesson = shop = engines = None  # set by the test
+    lesson = shop = engines = ends = None  # set by the test
 
     def __init__(self):
         super().__init__()
@@ -273,10 +285,10 @@ class Sagas(RuleBasedStateMachine):
     def an_old_message_comes_again(self, place):
         self.handle(self.delivered[place % len(self.delivered)])
 
-    @rule(place=st.integers(0, 3), dies=st.booleans())
-    def a_relay_sends(self, place, dies):
-        """It may die between sending and deleting. Time has passed as well: whatever is in the outbox is due."""
-        self.relay(list(self.engines)[place % len(self.engines)], delete=not dies)
+    @rule(place=st.integers(0, 3), dies=st.booleans(), overdue=st.booleans())
+    def a_relay_sends(self, place, dies, overdue):
+        """It may die between sending and deleting. Time has passed as well: attempts are due, and maybe the alarm."""
+        self.relay(list(self.engines)[place % len(self.engines)], delete=not dies, overdue=overdue)
 
     @precondition(lambda self: self.pending and self.locks < 2)  # fewer than attempts, or support would be needed
     @rule(place=st.integers(0, 99))
@@ -295,27 +307,36 @@ class Sagas(RuleBasedStateMachine):
     def nothing_appears_or_vanishes(self):
         if not self.begun:
             return
-        with self.engines["inventory"].connect() as connection:
-            stock = connection.execute(text("SELECT item, free, reserved FROM stock ORDER BY item")).all()
-        assert [(item, free + reserved) for item, free, reserved in stock] == [("cup", 2), ("lamp", 1)]
-        assert all(free >= 0 and reserved >= 0 for _, free, reserved in stock)
-        with self.engines["payment"].connect() as connection:
-            accounts = connection.execute(text("SELECT customer, balance, paid FROM accounts ORDER BY customer")).all()
-        assert [(name, balance + paid) for name, balance, paid in accounts] == [("ann", 100), ("bob", 7)]
-        assert all(balance >= 0 and paid >= 0 for _, balance, paid in accounts)
+        stock = self.rows("inventory", "SELECT item, free, reserved, sold FROM stock ORDER BY item")
+        assert [(item, sum(counts)) for item, *counts in stock] == [("cup", 2), ("lamp", 1)], WRONG
+        assert all(count >= 0 for _, *counts in stock for count in counts), WRONG
+        accounts = self.rows("payment", "SELECT customer, balance, paid FROM accounts ORDER BY customer")
+        assert [(name, balance + paid) for name, balance, paid in accounts] == [("ann", 100), ("bob", 7)], WRONG
+        assert all(balance >= 0 and paid >= 0 for _, balance, paid in accounts), WRONG
 
     def teardown(self):
-        """All that is under way comes to its end; then the books must be right."""
+        """All that is under way comes to its end, then the last alarms go off; after that the books must be right."""
+        for overdue in [False, True]:
+            self.deliver_all(overdue)
+        assert self.lesson.errors_in(self.shop) == [], WRONG
+        stock = self.rows("inventory", "SELECT sum(reserved) FROM stock")
+        assert stock in ([(0,)], [(None,)]), WRONG  # every lock is open again
+        if self.begun:
+            self.ends.update(status for (status,) in self.rows("orders", "SELECT status FROM orders"))
+
+    def deliver_all(self, overdue):
         for _ in range(200):
             for name in self.engines:
-                self.relay(name)
+                self.relay(name, overdue=overdue)
             if not self.pending:
-                break
+                return
             for message in [self.pending.pop(0) for _ in range(len(self.pending))]:
                 self.handle(message)
-        else:
-            raise AssertionError("the sagas do not come to an end")
-        assert self.lesson.errors_in(self.shop) == []
+        raise AssertionError("the sagas do not come to an end")
+
+    def rows(self, name, question):
+        with self.engines[name].connect() as connection:
+            return [tuple(row) for row in connection.execute(text(question))]
 
     # -- the code under test
 
@@ -330,12 +351,14 @@ class Sagas(RuleBasedStateMachine):
                 transaction.commit()
             # else: what the database does when a process is gone
 
-    def relay(self, name, delete=True):
+    def relay(self, name, delete=True, overdue=True):
         with self.engines[name].begin() as transaction:
             rows = transaction.execute(text("SELECT id, message FROM outbox ORDER BY id")).all()
-            self.pending += [row.message for row in rows]
-            if delete:
-                transaction.execute(text("DELETE FROM outbox"))
+            for row in rows:
+                if overdue or row.message["step"] != "EXPIRE_ORDER":
+                    self.pending.append(row.message)
+                    if delete:
+                        transaction.execute(text("DELETE FROM outbox WHERE id = :id"), {"id": row.id})
 
 
 class OrchestratedSagas(Sagas):
@@ -378,44 +401,116 @@ FEW = settings(
 )
 
 
-def run_machine(lesson, machine, saga, settings=FEW):
-    # A saga that finds the last piece reserved waits, as in the lesson's point on isolation.
-    waits = lesson.replace(saga["RESERVE_INVENTORY"], wait_while="SELECT reserved > 0 FROM stock WHERE item = :item")
-    shop = lesson.open_safe_shop(
-        {"cup": 2, "lamp": 1}, {"ann": 100, "bob": 7}, saga=saga | {"RESERVE_INVENTORY": waits}
-    )
+@contextmanager
+def heap(lesson, machine, saga, stock, money):
+    """A machine's class for this saga, with a shop of its own."""
+    shop = lesson.open_safe_shop(stock, money, saga=saga | lesson.LOCK)
+    lesson.change(shop, "inventory", lesson.add_sold)
     engines = {name: create_engine(shop.databases[name]) for name in shop.services}
+    shared = {"lesson": lesson, "shop": shop, "engines": engines, "ends": Counter()}
     try:
-        kind = type(machine.__name__, (machine,), {"lesson": lesson, "shop": shop, "engines": engines})
-        run_state_machine_as_test(kind, settings=settings)
+        yield type(machine.__name__, (machine,), shared)
     finally:
         for engine in engines.values():
             engine.dispose()
 
 
+def run_machine(lesson, machine, saga, settings=FEW):
+    """Let accidents happen; returns how many orders ended confirmed, and how many cancelled."""
+    with heap(lesson, machine, saga, {"cup": 2, "lamp": 1}, {"ann": 100, "bob": 7}) as kind:
+        run_state_machine_as_test(kind, settings=settings)
+    return kind.ends
+
+
+def orchestrated(lesson):
+    """The orchestrator's plan, with the replies to the step that opens the lesson's lock."""
+    return lesson.ORCHESTRATED | {
+        f"SELL_INVENTORY_{end}": lesson.Step("orchestrator", "") for end in ["DONE", "REFUSED"]
+    }
+
+
 def test_no_order_of_accidents_spoils_the_books(lesson):
-    run_machine(lesson, Sagas, lesson.SAFE_SAGA)
+    assert set(run_machine(lesson, Sagas, lesson.SAFE_SAGA)) == {"CONFIRMED", "CANCELLED"}
 
 
 def test_nor_with_an_orchestrator(lesson):
-    run_machine(lesson, OrchestratedSagas, lesson.ORCHESTRATED, settings(FEW, max_examples=8))
+    ends = run_machine(lesson, OrchestratedSagas, orchestrated(lesson), settings(FEW, max_examples=8))
+    assert set(ends) == {"CONFIRMED", "CANCELLED"}
 
 
 @pytest.mark.full
 def test_nor_do_many_more_of_them(lesson):
     run_machine(lesson, Sagas, lesson.SAFE_SAGA, settings(FEW, max_examples=80))
-    run_machine(lesson, OrchestratedSagas, lesson.ORCHESTRATED, settings(FEW, max_examples=40))
+    run_machine(lesson, OrchestratedSagas, orchestrated(lesson), settings(FEW, max_examples=40))
 
 
 FIRST = settings(FEW, max_examples=100, phases=[Phase.generate])  # to the first failure, without a shortest example
 
 
 def test_the_textbook_does_not_survive_them(lesson):
-    with pytest.raises(AssertionError):
+    with pytest.raises(AssertionError, match=WRONG):
         run_machine(lesson, TextbookSagas, lesson.SAFE_SAGA, FIRST)
 
 
 def test_nor_does_an_action_that_does_not_look_for_its_compensation(lesson, monkeypatch):
     monkeypatch.setitem(lesson.names, "UNDONE_BY", {})
-    with pytest.raises(AssertionError):
+    with pytest.raises(AssertionError, match=WRONG):
         run_machine(lesson, Sagas, lesson.SAFE_SAGA, FIRST)
+
+
+# -- an alarm at every moment ------------------------------------------------------------------------------------------
+
+
+def alarm_at_every_moment(lesson, machine, saga, steps_of, refusals=REFUSALS) -> tuple[list[str], dict]:
+    """A saga for each route and each number of messages after which its alarm goes off; oldest or newest message first.
+
+    Newest first, the compensations overtake the way forward. Returns the errors in the books, and the sagas that ended
+    in another way than their alarm's moment says.
+    """
+    steps = {refused: steps_of(saga | lesson.LOCK, refused) for refused in REFUSALS}
+    cases = [(who, place, moment) for who in refusals for place in [0, -1] for moment in range(len(steps[who]) + 1)]
+    numbered = dict(enumerate(cases, 1))
+    stock = {f"cup {n}": 0 if refused == "RESERVE_INVENTORY" else 5 for n, (refused, *_) in numbered.items()}
+    money = {f"customer {n}": 0 if refused == "PROCESS_PAYMENT" else 100 for n, (refused, *_) in numbered.items()}
+    with heap(lesson, machine, saga, stock, money) as kind:
+        for n, (refused, place, moment) in numbered.items():
+            address = "the moon" if refused == "CONFIRM_ORDER" else "Oslo"
+            data = lesson.an_order(n, f"customer {n}", f"cup {n}", address=address)
+            kind.shop.started.append(n)
+            deliver_with_an_alarm(kind(), {"saga_id": f"saga-{n}", "step": "CREATE_ORDER", "data": data}, place, moment)
+        errors = lesson.errors_in(kind.shop)
+        found = lesson.ask(kind.shop, "orders", "SELECT number, status FROM orders").set_index("number").status
+    in_time = {n for n, (refused, _, moment) in numbered.items() if moment > steps[None].index("CONFIRM_ORDER")}
+    wanted = {
+        n: "CONFIRMED" if refused is None and n in in_time else "CANCELLED" for n, (refused, *_) in numbered.items()
+    }
+    return errors, {numbered[n]: found[n] for n in numbered if found[n] != wanted[n]}
+
+
+def deliver_with_an_alarm(sagas, message, place, moment):
+    sagas.pending.append({**message, "attempt": 1})
+    for count in range(100):
+        alarms = [message for message in sagas.pending if message["step"] == "EXPIRE_ORDER"]
+        others = [message for message in sagas.pending if message not in alarms]
+        if not sagas.pending:
+            return
+        message = (alarms if alarms and (count >= moment or not others) else others)[place]
+        sagas.pending.remove(message)
+        sagas.handle(message)
+        sagas.relay(sagas.shop.saga[message["step"]].service)
+    raise AssertionError("the saga does not come to an end")
+
+
+def test_an_alarm_at_every_moment(lesson):
+    assert alarm_at_every_moment(lesson, Sagas, lesson.SAFE_SAGA, route) == ([], {})
+
+
+def test_an_alarm_at_every_moment_with_an_orchestrator(lesson):
+    assert alarm_at_every_moment(lesson, OrchestratedSagas, orchestrated(lesson), orchestrated_route) == ([], {})
+
+
+def test_an_orchestrator_that_heeds_an_alarm_while_it_is_undoing_fails_the_same_check(lesson, monkeypatch):
+    monkeypatch.setitem(lesson.names, "FORWARD", [*lesson.FORWARD, *lesson.UNDOES])
+    saga, refusals = orchestrated(lesson), ["PROCESS_PAYMENT"]
+    errors, _ = alarm_at_every_moment(lesson, OrchestratedSagas, saga, orchestrated_route, refusals)
+    assert errors and all(error.endswith("has no end") for error in errors)
