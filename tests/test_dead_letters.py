@@ -1,16 +1,20 @@
-"""Lesson 07's own processor and redriver, killed at every point and in random histories: nothing lost, nothing twice.
+"""Lesson 07's processor, readers of retry topics and redriver, killed at every point, and in random histories: nothing
+lost, nothing twice.
 
 Tested are the functions of the lesson's set-up cells, not a copy. A crash is the SIGKILL of a process in the middle of
 them: each run that is to die gets a process of its own, forked from a clean one without threads or clients. The
 textbook's versions go through the same tests, and fail.
 """
 
+import contextlib
 import json
 import multiprocessing
 import os
 import signal
 import time
 import types
+import zipfile
+from collections import Counter
 
 import cloudpickle
 import pytest
@@ -20,7 +24,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from kafka import KafkaConsumer, KafkaProducer, OffsetAndMetadata, TopicPartition
 from sqlalchemy import create_engine, text
 
-from helpers import workers
+from helpers import store, workers
 from tests import lessons
 
 FORKS = multiprocessing.get_context("forkserver")
@@ -34,14 +38,18 @@ CAUSES = {"matcha": "UnknownGoods", "fax": "UnicodeDecodeError", "no goods": "Ke
 
 
 class Death:
-    """Counts the points that a process comes to, as a worker of `helpers` does, and dies at one of them."""
+    """Counts the points that a process comes to, as a worker of `helpers` does, and dies at one of them.
+
+    Args:
+        where: a point's name and the how manieth time; None for the name counts all points.
+    """
 
     def __init__(self, where):
-        self.where, self.counts = where, {}
+        self.where, self.counts = where, Counter()
 
     def reached(self, name: str) -> None:
-        self.counts[name] = self.counts.get(name, 0) + 1
-        if (name, self.counts[name]) == self.where:
+        self.counts.update([name, None])
+        if self.where in [(name, self.counts[name]), (None, self.counts[None])]:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -75,6 +83,7 @@ class Shop:
         self.url, self.engine = lesson["url"], lesson["engine"]
         self.topic, self.queue, self.group = lesson["begin_anew"](partitions=1)
         self.retry, self.redrivers = self.cluster.topic("my-topic-retry"), self.cluster.group("redrive")
+        self.later = [self.cluster.topic(f"my-topic-retry-{n}") for n in (1, 2)]
         self.id = self.cluster.transactional_id("redriver")
         self.sender = KafkaProducer(**self.connection)
         # No member of the group: it takes the partitions itself, and need not wait for one that was killed.
@@ -91,14 +100,14 @@ class Shop:
     def begin(self, work="pack_once", process="mended", redrive="redrive"):
         """A new history: what earlier ones have left is passed over."""
         self.work, self.process, self.redrive_name, self.orders = work, process, redrive, {}
-        places = [TopicPartition(name, 0) for name in (self.topic, self.retry, self.queue)]
-        ends = self.reader.end_offsets(places)
+        *read, queue = [TopicPartition(name, 0) for name in (self.topic, self.retry, *self.later, self.queue)]
+        ends = self.reader.end_offsets([*read, queue])
         behind = {place: OffsetAndMetadata(end, "", -1) for place, end in ends.items()}
-        self.begin_of_retries = ends[places[1]]
-        self.packer.assign(places[:2])
-        self.packer.commit({place: behind[place] for place in places[:2]})
-        self.redriver.assign(places[2:])
-        self.redriver.commit({places[2]: behind[places[2]]})
+        self.begin_of_retries = ends[read[1]]
+        self.packer.assign(read[:2])  # (the retry topics with a delay have readers of their own)
+        self.packer.commit({place: behind[place] for place in read})
+        self.redriver.assign([queue])
+        self.redriver.commit({queue: behind[queue]})
         with self.engine.begin() as connection:
             connection.execute(text("DELETE FROM stock WHERE goods = 'matcha'"))
             connection.execute(text("TRUNCATE parcels, packed"))
@@ -122,10 +131,18 @@ class Shop:
         with self.engine.begin() as connection:
             connection.execute(text("INSERT INTO stock VALUES ('matcha', 10000) ON CONFLICT DO NOTHING"))
 
-    def pack_orders(self, die_at=None) -> bool:
+    @contextlib.contextmanager
+    def being_counted(self, goods: str):
+        """Somebody has locked a shelf: its orders fail with an error that may pass."""
+        with self.engine.connect() as counting:
+            counting.execute(text("SELECT * FROM stock WHERE goods = :goods FOR UPDATE"), {"goods": goods})
+            yield
+
+    def pack_orders(self, die_at=None, breaker=False) -> bool:
         """The processor works off all that waits, or dies; whether it died."""
         run = mended if self.process == "mended" else textbook
-        names = {name: self.lesson[name] for name in ("work_safely", "attempt", self.work)}
+        needed = ["work_safely", "attempt", self.work, *["CircuitBreaker"] * breaker]
+        names = {name: self.lesson[name] for name in needed}
         names["process_message"] = self._process_message()
         topics = self.topic, self.retry
         if die_at:
@@ -136,9 +153,21 @@ class Shop:
         run(names, self.work, self.engine, self.packer, self.sender, self.queue, topics)
         return False
 
+    def work_in_stages(self, die_at=None, **other) -> bool:
+        """The readers of the topic and of its retry topics work off all that waits, or die; whether they died."""
+        given = {name: self.lesson[name] for name in ("try_when_due", "bury", "point", "time")} | other
+        read_stage = types.FunctionType(self.lesson["read_stage"].__code__, given)
+        work, topics = self.lesson[self.work], [self.topic, *self.later]
+        job = read_stage, self.lesson["behind"], work, self.connection, self.url, topics, self.queue, self.group
+        job += (10_000 if other else 0,)  # the textbook's producer lingers; a death finds in its buffer what it sent
+        if die_at:
+            return run_in_child(die_at, stage_after_stage, *job)
+        stage_after_stage(*job)
+        return False
+
     def _process_message(self):
         """The textbook's function without the notebook's clients, which it finds among its globals."""
-        given = {name: self.lesson[name] for name in ("pack", "datetime")}
+        given = {"pack": self.lesson[self.work], "datetime": self.lesson["datetime"]}
         return types.FunctionType(self.lesson["process_message"].__code__, given)
 
     def redrive(self, exceptions, die_at=None) -> bool:
@@ -180,10 +209,14 @@ class Shop:
     def numbers(self, records) -> list[int]:
         return [self.lesson["number"](record) for record in records]
 
+    def letters(self) -> list:
+        """What is in the queue."""
+        place = TopicPartition(self.queue, 0)
+        return self._read(place, self.redriver.committed(place) or 0)
+
     def waiting(self) -> list[int]:
         """The orders in the queue."""
-        place = TopicPartition(self.queue, 0)
-        return self.numbers(self._read(place, self.redriver.committed(place) or 0))
+        return self.numbers(self.letters())
 
     def on_retry_topic(self) -> list[int]:
         """The orders that have come back in this history, read or not."""
@@ -191,7 +224,7 @@ class Shop:
 
     def ahead(self) -> list[int]:
         """The orders that the group has still to read."""
-        places = [TopicPartition(self.topic, 0), TopicPartition(self.retry, 0)]
+        places = [TopicPartition(name, 0) for name in (self.topic, self.retry, *self.later)]
         return [n for p in places for n in self.numbers(self._read(p, self.packer.committed(p) or 0))]
 
     def check(self) -> None:
@@ -200,7 +233,7 @@ class Shop:
         assert sorted(set(sent)) == sorted(sent), f"packed twice: {sorted({n for n in sent if sent.count(n) > 1})}"
         lost = set(self.orders) - known - set(sent)
         assert not lost, f"lost: {[(n, self.orders[n]) for n in sorted(lost)]}"
-        assert {self.orders[n] for n in sent} <= {"tea", "matcha"}
+        assert {self.orders[n] for n in sent} <= {"tea", "matcha", "honey"}
 
     def finish(self) -> None:
         """Matcha gets its shelf, and all that can be packed is packed: once, and with nothing ahead."""
@@ -241,9 +274,34 @@ def in_its_own_process(run, names, work, connection, url, topics, queue, group):
 def mended(names, work, engine, consumer, producer, queue, topics):
     """The lesson's loop."""
     do_it = names[work]
-    names["work_safely"](
-        consumer, producer, queue, lambda r: names["attempt"](r, lambda order: do_it(engine, order)), topics
-    )
+
+    def try_it(record):
+        return names["attempt"](record, lambda order: do_it(engine, order))
+
+    if "CircuitBreaker" in names:
+        try_it = names["CircuitBreaker"](try_it, consumer)
+    names["work_safely"](consumer, producer, queue, try_it, topics)
+
+
+def stage_after_stage(read_stage, behind, work, connection, url, topics, queue, group, linger):
+    """The lesson's reader of a stage, for each topic until all of it is read; there they are threads, side by side."""
+    engine, clients = create_engine(url), []
+    read_stage.__globals__.update(connect=lambda *_: clients, dead_letters=queue)
+    for topic, later in zip(topics, [*topics[1:], queue], strict=True):
+        consumer = KafkaConsumer(
+            **connection, group_id=group, enable_auto_commit=False, auto_offset_reset="earliest", fetch_max_wait_ms=20
+        )
+        consumer.assign([TopicPartition(topic, 0)])
+        ends = consumer.end_offsets(consumer.assignment())
+        clients[:] = consumer, KafkaProducer(**connection, linger_ms=linger)
+        done = types.SimpleNamespace(is_set=lambda consumer=consumer, ends=ends: not behind(consumer, ends))
+        read_stage(topic, group, later, 0.05, lambda order: work(engine, order), lambda record: None, done)
+    engine.dispose()
+
+
+def bury_unacknowledged(producer, to, record, failure, group, **news):
+    """A `send` as the textbook's, which nobody waits for."""
+    producer.send(to, record.value, key=record.key)
 
 
 class Json:
@@ -346,6 +404,131 @@ def test_the_plain_redriver_brings_back_twice_what_a_crash_finds_passed_on(shop,
     assert sorted(shop.on_retry_topic()) == sorted([*waiting[: die_at[1]][::2], *waiting[::2]])
 
 
+@pytest.mark.parametrize(
+    "redrive, count", [("redrive", 1), ("redrive_plainly", 2)], ids=["the lesson's", "the plain one"]
+)
+def test_of_two_letters_of_one_record_the_redriver_brings_back_one(shop, redrive, count):
+    shop.begin(redrive=redrive)
+    for kind in ["matcha", "fax", "matcha"]:
+        shop.place(kind)
+    first, fax, second = shop.orders
+    assert shop.pack_orders(("dead letter acknowledged", 1)) and shop.waiting() == [first]
+    assert shop.pack_orders(("dead letter acknowledged", 2)) and shop.waiting() == [first, first, fax]
+    shop.pack_orders()
+    assert shop.waiting() == [first, first, fax, fax, second]
+    shop.redrive([CAUSES["matcha"]])
+    assert (shop.on_retry_topic(), shop.waiting()) == ([first] * count + [second], [fax] * count)
+    shop.build_shelf()
+    shop.pack_orders()
+    shop.check()
+    assert shop.lesson["parcels"]() == [first, second]
+
+
+# -- retry topics
+
+RETRIED = ["tea", "honey", "fax", "tea"]
+# Honey is tried as the second of the first topic, and as the only one of the two topics after it.
+DEATHS_ON_RETRY_TOPICS = [
+    *(("tried", n) for n in (2, 5, 6)),
+    *(("passed on", n) for n in range(1, 5)),
+    *(("committed", n) for n in (2, 5, 6)),
+]
+OTHER_DEATHS = [(name, n) for name in ("tried", "committed") for n in (1, 3, 4)]
+
+
+@pytest.mark.parametrize(
+    "die_at", DEATHS_ON_RETRY_TOPICS + [pytest.param(where, marks=pytest.mark.full) for where in OTHER_DEATHS], ids=str
+)
+def test_a_killed_reader_of_retry_topics_loses_nothing_and_counts_each_attempt(shop, die_at):
+    shop.begin()
+    for kind in RETRIED:
+        shop.place(kind)
+    tea, honey, fax, more_tea = shop.orders
+    with shop.being_counted("honey"):
+        assert shop.work_in_stages(die_at)
+        shop.check()
+        shop.work_in_stages()
+        shop.check()
+    assert shop.lesson["parcels"]() == [tea, more_tea] and not shop.ahead()
+    twice = {("passed on", 1): [honey], ("passed on", 2): [fax], ("passed on", 3): [honey], ("passed on", 4): [honey]}
+    letters = shop.letters()
+    assert sorted(shop.numbers(letters)) == sorted([honey, fax, *twice.get(die_at, [])])
+    stories = [shop.lesson["story"](letter) for letter in letters]
+    counts = {(story["exception"], story["delivery.count"], story["topic"]) for story in stories}
+    assert counts == {("OperationalError", "3", shop.topic), ("UnicodeDecodeError", "1", shop.topic)}
+    shop.redrive(["OperationalError"])
+    shop.pack_orders()
+    shop.check()
+    assert shop.on_retry_topic() == [honey] and shop.lesson["parcels"]() == [tea, honey, more_tea]
+
+
+def test_control_a_reader_that_waits_for_no_acknowledgement_loses_what_it_passes_on(shop):
+    shop.begin()
+    for kind in RETRIED:
+        shop.place(kind)
+    with shop.being_counted("honey"):
+        assert shop.work_in_stages(("committed", 2), bury=bury_unacknowledged)
+        with pytest.raises(AssertionError, match=r"lost: \[\(\d+, 'honey'\)\]"):
+            shop.check()
+
+
+@pytest.mark.parametrize("work, damage", [("pack_once", None), ("pack", "packed twice")], ids=["repeatable", "not so"])
+def test_what_a_killed_reader_has_passed_on_twice_is_packed_once_by_work_that_is_repeatable(shop, work, damage):
+    shop.begin(work=work)
+    for kind in RETRIED:
+        shop.place(kind)
+    with shop.being_counted("honey"):
+        assert shop.work_in_stages(("passed on", 1))
+    shop.work_in_stages()
+    assert [shop.orders[n] for n in shop.lesson["parcels"]()] == ["tea", *["honey"] * (2 if damage else 1), "tea"]
+    with pytest.raises(AssertionError, match=damage) if damage else contextlib.nullcontext():
+        shop.check()
+
+
+# -- the circuit breaker
+
+
+def test_a_circuit_breaker_holds_an_outage_back_and_a_killed_one_begins_anew(shop):
+    shop.begin()
+    for _ in range(6):
+        shop.place("tea")
+    orders = list(shop.orders)
+    with shop.being_counted("tea"):
+        for die_at, put_aside in ((("open", 2), 2), (("open", 1), 4)):
+            assert shop.pack_orders(die_at, breaker=True)
+            assert (shop.waiting(), shop.ahead()) == (orders[:put_aside], orders[put_aside:])
+    shop.pack_orders(breaker=True)
+    assert shop.lesson["parcels"]() == orders[4:]
+    shop.redrive(["OperationalError"])
+    shop.pack_orders(breaker=True)
+    shop.check()
+    assert shop.lesson["parcels"]() == orders and not shop.waiting() and not shop.ahead()
+
+
+def test_control_without_a_circuit_breaker_an_outage_puts_all_aside(shop):
+    shop.begin()
+    for _ in range(6):
+        shop.place("tea")
+    with shop.being_counted("tea"):
+        shop.pack_orders()
+    assert (shop.waiting(), shop.ahead()) == (list(shop.orders), [])
+
+
+# -- what the lesson says of versions
+
+
+def test_kafka_has_no_dead_letters_of_share_groups_yet(shop):
+    """What lesson 07 says of Kafka 4.3.1. When this fails after an update: change it there (c07-050, c07-104)."""
+    found = set()
+    for path in store.class_path().split(os.pathsep):
+        with zipfile.ZipFile(path) as jar:
+            for name in jar.namelist():
+                if name.startswith("org/apache/kafka/") and name.endswith(".class"):
+                    code = jar.read(name)
+                    found |= {word for word in (b"__dlq.errors.", b"group.share.") if word in code}
+    assert found == {b"group.share."}
+
+
 # -- resting
 
 
@@ -393,25 +576,21 @@ def test_a_partition_that_was_paused_alone_is_forgotten(two_partitions):
 
 # -- random histories
 
-POINTS = ["tried", "dead letter acknowledged", "committed"]
-REDRIVER_POINTS = ["passed on", "offsets sent", "committed"]
-
-
-def deaths(points):
-    """Where to die, e.g. the second time at a point; None: not at all."""
-    return st.one_of(st.none(), *[st.tuples(st.just(name), st.integers(1, 3)) for name in points])
+# Where to die: at the first point, or the second …, whatever its name is; None: not at all.
+PROCESSOR_DEATHS = st.sampled_from([None, *((None, n) for n in range(1, 9))])
+REDRIVER_DEATHS = st.sampled_from([None, *((None, n) for n in range(1, 6))])
 
 
 def history(shop, **versions):
     """A state machine of random histories of a shop with these versions of its functions."""
 
     class History(RuleBasedStateMachine):
-        @initialize(kinds=st.lists(st.sampled_from(KINDS), min_size=2, max_size=4))
-        def begin(self, kinds):
+        @initialize(kinds=st.lists(st.sampled_from(KINDS), min_size=2, max_size=4), die_at=PROCESSOR_DEATHS)
+        def begin(self, kinds, die_at):
             shop.begin(**versions)
-            self.place_and_pack(kinds, None)
+            self.place_and_pack(kinds, die_at)
 
-        @rule(kinds=st.lists(st.sampled_from(KINDS), min_size=1, max_size=3), die_at=deaths(POINTS))
+        @rule(kinds=st.lists(st.sampled_from(KINDS), min_size=1, max_size=3), die_at=PROCESSOR_DEATHS)
         def place_and_pack(self, kinds, die_at):
             for kind in kinds:
                 shop.place(kind)
@@ -419,17 +598,18 @@ def history(shop, **versions):
             shop.check()
 
         @precondition(lambda self: {*shop.orders.values()} & {*CAUSES})
-        @rule(causes=st.sets(st.sampled_from(sorted(CAUSES)), min_size=1), die_at=deaths(REDRIVER_POINTS))
+        @rule(causes=st.sets(st.sampled_from(sorted(CAUSES)), min_size=1), die_at=REDRIVER_DEATHS)
         def redrive(self, causes, die_at):
             back, waiting = shop.on_retry_topic(), shop.waiting()
-            chosen = [n for n in waiting if shop.orders[n] in causes]
+            letters = dict.fromkeys(waiting) if shop.redrive_name == "redrive" else waiting  # of each record one
+            chosen = [n for n in letters if shop.orders[n] in causes]
             shop.redrive([CAUSES[kind] for kind in causes], die_at)
             after = shop.on_retry_topic(), sorted(shop.waiting())
-            rest = sorted(n for n in waiting if n not in chosen)
+            rest = sorted(n for n in letters if n not in chosen)
             assert after in [(back, sorted(waiting)), (back + chosen, rest)], "half a redrive"
             shop.check()
 
-        @rule(die_at=deaths(POINTS), with_shelf=st.booleans())
+        @rule(die_at=PROCESSOR_DEATHS, with_shelf=st.booleans())
         def pack_what_came_back(self, die_at, with_shelf):
             if with_shelf:
                 shop.build_shelf()
@@ -475,4 +655,4 @@ def test_random_histories_lose_nothing_and_double_nothing(shop, examples):
 )
 def test_the_same_histories_find_the_fault_of(shop, versions, damage):
     with pytest.raises(AssertionError, match=damage):
-        run_histories(shop, 50, **versions)  # it ends with the first that shows the fault
+        run_histories(shop, 100, **versions)  # it ends with the first that shows the fault
