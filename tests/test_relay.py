@@ -6,6 +6,7 @@ after each SQL statement, before and after each commit, after each record that i
 `point` of the lesson.
 """
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -18,7 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from kafka import KafkaConsumer, KafkaProducer
 from sqlalchemy import Engine, create_engine, event, insert, select
 
-from helpers import read_topic, workers
+from helpers import read_topic, wait_until, workers
 from tests.lessons import NOTEBOOKS, code_cells, read, tagged
 
 LESSON: dict = {"__name__": "lesson_08"}
@@ -113,13 +114,40 @@ def run_relay(relay, address, connection, topic, linger, limit) -> None:
             pass
 
 
-def run_one_of_several(address, connection, topic, limit) -> None:
-    """A relay beside others: the lesson's query that keeps the order of each aggregate."""
-    shop, producer = create_engine(address), KafkaProducer(**connection)
-    query = LESSON["waiting"](limit).where(LESSON["first_of_its_order"]).with_for_update(skip_locked=True)
+def query_of_several(way: str, limit: int):
+    """What a relay beside others asks for: the lesson's three queries."""
+    query = LESSON["waiting"](limit)
+    if way == "no lock":
+        return query
+    if way == "SKIP LOCKED, first of its order":
+        query = query.where(LESSON["first_of_its_order"])
+    return query.with_for_update(skip_locked=True)
+
+
+def run_one_of_several(way, address, connection, topic, limit, meeting, times=1) -> None:
+    """A relay beside others. It holds its first events, and publishes them when all have met so many times."""
+    shop, producer, query = create_engine(address), KafkaProducer(**connection), query_of_several(way, limit)
+    with shop.begin() as transaction:
+        events = transaction.execute(query).all()
+        assert events, "the other relays have taken everything"
+        for _ in range(times):
+            meeting.wait(20)
+        LESSON["publish"](transaction, producer, topic, events)
     while waiting(shop):
         with shop.begin() as transaction:
             LESSON["publish"](transaction, producer, topic, transaction.execute(query).all())
+
+
+def run_while_another_holds(way, address, connection, topic, limit, meeting) -> None:
+    """The relay beside a slow one: between their two meetings it publishes whatever its query gives."""
+    shop, producer, query = create_engine(address), KafkaProducer(**connection), query_of_several(way, limit)
+    meeting.wait(20)
+    events = True
+    while events:
+        with shop.begin() as transaction:
+            events = transaction.execute(query).all()
+            LESSON["publish"](transaction, producer, topic, events)
+    meeting.wait(20)
 
 
 def run_warehouse(pack, address, connection, topic, group) -> None:
@@ -325,16 +353,44 @@ def test_control_a_warehouse_without_notes_takes_too_many(lab):
 # -- several at once ---------------------------------------------------------------------------------------------------
 
 
+BEST_WAY = "SKIP LOCKED, first of its order"
+
+
+def check_each_event_once(lab, events) -> None:
+    lab.check_log(events)
+    assert len(read_topic(lab.cluster, lab.topic)) == len(events), "the work was done twice"
+
+
 @pytest.mark.parametrize("last_steps", [[None] * 4, [None, 5, 11, 23]], ids=["all live", "three die"])
 def test_relays_side_by_side_keep_each_orders_events_in_order(lab, last_steps):
+    """Each of them has taken events before the first one publishes: they do work at the same time."""
     events = write_events(lab.open(), 10, STATES)
-    job = (run_one_of_several, lab.address, lab.connection, lab.topic, 3)
+    job = (run_one_of_several, BEST_WAY, lab.address, lab.connection, lab.topic, 3, forks.Barrier(4))
     relays = [start(*job, last_step=step) for step in last_steps]
     killed = [died(each) for each in relays]
     assert not killed[0] and not waiting(lab.shop)
     lab.check_log(events)
-    if not any(killed):
-        assert len(read_topic(lab.cluster, lab.topic)) == len(events), "the work was done twice"
+    if any(last_steps):
+        assert killed[1], "at its fifth step a relay is in the middle of its first events"
+    else:
+        check_each_event_once(lab, events)
+
+
+@pytest.mark.parametrize(
+    "way, damage",
+    [(BEST_WAY, None), ("SKIP LOCKED", "the events of order 1 come as"), ("no lock", "the work was done twice")],
+    ids=["the lesson's", "control: SKIP LOCKED alone", "control: no lock"],
+)
+def test_a_relay_that_is_slow_with_the_first_events(lab, way, damage):
+    """While one relay holds the oldest events, the other publishes all that it is given."""
+    events, meeting = write_events(lab.open(), 10, STATES), forks.Barrier(2)
+    job = (way, lab.address, lab.connection, lab.topic, 3, meeting)
+    slow = start(run_one_of_several, *job, 2)
+    wait_until(lambda: meeting.n_waiting, "the slow relay to hold events", 20)
+    other = start(run_while_another_holds, *job)
+    assert [died(other), died(slow)] == [False, False] and not waiting(lab.shop)
+    with pytest.raises(AssertionError, match=damage) if damage else contextlib.nullcontext():
+        check_each_event_once(lab, events)
 
 
 # -- any accidents in any order ----------------------------------------------------------------------------------------
