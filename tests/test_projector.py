@@ -21,6 +21,8 @@ from types import SimpleNamespace
 
 import psycopg
 import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
 from kafka import ConsumerRebalanceListener, KafkaAdminClient, KafkaConsumer, KafkaProducer
 from kafka.serializer import JsonSerializer
 from sqlalchemy import create_engine, event, text
@@ -29,9 +31,7 @@ from sqlalchemy.exc import OperationalError
 from helpers import Cluster, Database
 from tests.lessons import NOTEBOOKS, code_cells, read
 
-# Examples in every test run, and in the full one. The n-th one is the same in every run, so that a failure can be
-# repeated; who wants others raises these numbers. (Drawn by `random`: so few of Hypothesis are small, and alike.)
-FEW, MANY = 25, 150
+FEW, MANY = 25, 150  # examples in every test run, and in the full one
 TAKEN = ["change", "PUT", "DELETE", "COUNT", "MOVE", "update_query_model", "new_read_models", "naive_projector",
          "apply_once", "patiently", "next_offsets", "SeekToProjected", "projector", "apply_patiently",
          "update_by_batch", "all_or_nothing", "WHERE_IT_IS", "MOVE_TO", "apply_batch"]  # fmt: skip
@@ -275,13 +275,18 @@ def shop():
 
 
 def try_examples(examples: int, holds) -> None:
-    """Call `holds` with a lot for each example; a failure says which example it was."""
-    for number in range(examples):
-        try:
-            holds(random.Random(number))
-        except AssertionError as error:
-            error.add_note(f"example {number} of {examples}")
-            raise
+    """Call `holds` with a lot for each example. They are the same in every run; a failure names its lot.
+
+    Hypothesis draws the lot, and the lot what happens: drawn one by one, a few examples would be small, and alike.
+    """
+
+    @settings(max_examples=examples, derandomize=True, deadline=None, database=None, phases=[Phase.generate],
+              suppress_health_check=list(HealthCheck))  # fmt: skip
+    @given(st.randoms(use_true_random=True))
+    def example(lot):
+        holds(lot)
+
+    example()
 
 
 def search(shop: Shop, kind: str, examples: int) -> None:
