@@ -90,6 +90,12 @@ def test_the_newest_of_everything_means_no_pins():
     assert 'appnope; sys_platform == "darwin"' in [line.split("  ")[0] for line in unpinned]
 
 
+def test_what_holds_the_pinned_versions_is_left_out_where_there_are_none():
+    (line,) = [line for line in COMMANDS if line.startswith("pytest") and "--ignore" in line]
+    holding = [path for path in (ROOT / "tests").glob("test_*.py") if re.search(r"^PINS =", path.read_text(), re.M)]
+    assert holding and all(f"--ignore tests/{path.name}" in line for path in holding)
+
+
 def test_links_are_checked_with_the_configuration_that_is_there():
     (step,) = [step for step in STEPS if "lychee" in step.get("uses", "")]
     words = step["with"]["args"].split()

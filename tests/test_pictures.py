@@ -82,7 +82,7 @@ def long_log(records):
 
 PICTURES = {
     "log": lambda: log_view(ORDERS, "Aborted records stay on the log"),
-    "several logs": lambda: log_view([ORDERS, Log("none"), Log("dlq", (Lane(0),))], "Three topics", "one is empty"),
+    "several logs": lambda: log_view([ORDERS, Log("none"), Log("dlq", (Lane(0),))], "Three topics"),
     "no logs": lambda: log_view([], "Nothing"),
     "long log": lambda: log_view(long_log(1000), "A thousand records"),
     "wrapped log": lambda: log_view(long_log(40), "Forty records " * 12),
@@ -117,7 +117,7 @@ PICTURES = {
                                       for n in range(99)}, "the state " * 20, "Many"),
     "stack": lambda: stacked([log_view(ORDERS, "Log"), table_view(STATE, "the state", "State")], "Log and state"),
     "no lines": lambda: lines({"none": []}, "No lines", "s", "records"),
-    "timeline": lambda: timeline(STEPS, "Order 2 is tried twice", "three orders", ["order 2"]),
+    "timeline": lambda: timeline(STEPS, "Order 2 is tried twice", ["order 2"]),
     "crowded timeline": lambda: timeline(
         [Step(n / 1000, f"order {n % 40} " * 9, f"step {n}", "failure" if n % 3 else "forward") for n in range(400)],
         "Crowded"),
@@ -381,11 +381,6 @@ def test_a_picture_is_a_png_with_its_text():
 def test_pictures_can_be_text_alone(monkeypatch):
     monkeypatch.setenv("COURSE_PICTURES", "text")
     assert log_view(ORDERS, "Log")._repr_mimebundle_() == ({"text/plain": log_view(ORDERS, "Log").text}, {})
-
-
-def test_a_picture_can_be_saved(tmp_path):
-    log_view(ORDERS, "Log").save(tmp_path / "log.png")
-    assert Image.open(tmp_path / "log.png").format == "PNG"
 
 
 def test_a_film_needs_a_moment():

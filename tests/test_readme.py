@@ -1,4 +1,4 @@
-"""README.md tells the truth about what can be checked."""
+"""README.md tells the truth about what can be checked; it and the guarantees name the versions that are pinned."""
 
 import re
 from pathlib import Path
@@ -16,6 +16,12 @@ PINS = dict(re.findall(r"^([\w.-]+)==([\w.]+)", (ROOT / "requirements.txt").read
 def test_names_the_versions_that_are_pinned():
     assert f"Apache Kafka {KAFKA_VERSION}" in README
     assert f"kafka-python {PINS['kafka-python']}" in README
+
+
+def test_the_guarantees_name_the_versions_that_are_pinned():
+    guarantees = (ROOT / "docs" / "guarantees.md").read_text()
+    assert f"Apache Kafka {KAFKA_VERSION}" in guarantees
+    assert f"kafka-python {PINS['kafka-python']}" in guarantees
 
 
 def test_links_go_somewhere():

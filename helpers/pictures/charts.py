@@ -55,7 +55,6 @@ def bars(
     rows: Mapping[str, float] | Iterable[tuple[str, float]],
     title: str,
     unit: str,
-    subtitle: str | None = None,
     measured: bool = True,
 ) -> Picture:
     """Picture amounts, e.g. `{"one by one": 310, "in batches": 41_000}` in 'records/s', as horizontal bars.
@@ -64,7 +63,7 @@ def bars(
     """
     pairs = rows.items() if isinstance(rows, Mapping) else rows
     model = Bars(tuple((str(name), float(amount)) for name, amount in pairs), unit, measured)
-    return Picture(title, model, View(_plan_bars, _draw_bars, _twin_of_bars), subtitle)
+    return Picture(title, model, View(_plan_bars, _draw_bars, _twin_of_bars))
 
 
 def lines(
@@ -72,7 +71,6 @@ def lines(
     title: str,
     x_label: str,
     y_label: str,
-    subtitle: str | None = None,
     measured: bool = True,
 ) -> Picture:
     """Picture series of (x, y) points, each with its name at its end; `measured` as in `bars`."""
@@ -82,7 +80,7 @@ def lines(
         y_label,
         measured,
     )
-    return Picture(title, model, View(_plan_lines, _draw_lines, _twin_of_lines), subtitle)
+    return Picture(title, model, View(_plan_lines, _draw_lines, _twin_of_lines))
 
 
 def _figure(amount: float) -> str:

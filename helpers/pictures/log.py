@@ -103,7 +103,6 @@ class _Board:
 def log_view(
     logs: Log | Iterable[Log],
     title: str,
-    subtitle: str | None = None,
     keys: Iterable[str] = (),
     colour: str = "key",
 ) -> Picture:
@@ -115,7 +114,7 @@ def log_view(
     """
     order = tuple(keys)
     view = View(lambda models, least: _plan(models, least, order, colour), _draw, _twin)
-    return Picture(title, _boards([logs] if isinstance(logs, Log) else list(logs)), view, subtitle)
+    return Picture(title, _boards([logs] if isinstance(logs, Log) else list(logs)), view)
 
 
 # What picture and text have in common: shortened by number, so that both leave out the same

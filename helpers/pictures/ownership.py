@@ -136,13 +136,11 @@ class OwnershipRecorder:
                     self._changed.wait(0.05)
 
     @contextmanager
-    def watch(
-        self, cluster: Any, group: str, interval: float = 0.05, names: Callable[[str], str] = str
-    ) -> Iterator[None]:
+    def watch(self, cluster: Any, group: str, names: Callable[[str], str] = str) -> Iterator[None]:
         """Record what the group's coordinator says, for members in other processes or other languages.
 
         Members are named by their `client_id`, or by what `names` makes of it. While the group rebalances nobody
-        owns anything; a rebalance shorter than `interval` seconds may not be seen. Groups of the new protocol
+        owns anything; a rebalance that takes less than 50 ms may not be seen. Groups of the new protocol
         (`group.protocol=consumer`, KIP-848) cannot be described by kafka-python: have their members' listeners call
         `assigned` and `revoked` instead.
         """
@@ -158,7 +156,7 @@ class OwnershipRecorder:
                     seen.set()
                 except Exception:  # a broker is away: look again; a thread's traceback would be a cell's output
                     pass
-                stop.wait(interval)
+                stop.wait(0.05)
             if admin:
                 admin.close()
 
@@ -184,9 +182,9 @@ class OwnershipRecorder:
         spans.sort(key=lambda span: (span.start, span.partition))
         return Ownership(topic, self.partitions, tuple(spans), moments, now)
 
-    def view(self, title: str, subtitle: str | None = None) -> Picture:
+    def view(self, title: str) -> Picture:
         """Picture the recording so far."""
-        return Picture(title, self.model(), VIEW, subtitle)
+        return Picture(title, self.model(), VIEW)
 
     def film(self, title: str) -> Film:
         """The recording moment by moment, up to each of the named ones."""

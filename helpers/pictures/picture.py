@@ -7,7 +7,6 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from ..watching import somebody_is_watching
@@ -75,10 +74,6 @@ class Picture:
         """The picture as a PNG of two dots a CSS pixel."""
         return self.sheet.png()
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the PNG to a file."""
-        Path(path).write_bytes(self.png)
-
     def __repr__(self) -> str:
         return self.text
 
@@ -112,10 +107,6 @@ class Film:
             Picture(title, picture.model, picture.view, fit(caption, MIN_WIDTH - 2 * PAD), alike=alike, text=self.text)
             for caption, (_, picture) in zip(self.captions, moments, strict=True)
         ]
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the last moment as a PNG to a file."""
-        self.pictures[-1].save(path)
 
     def __repr__(self) -> str:
         return self.text

@@ -45,7 +45,7 @@ class _Plan:
     xs: dict[str, float]  # of each service's line
 
 
-def swimlanes(messages: Iterable[Message], lanes: Sequence[str], title: str, subtitle: str | None = None) -> Picture:
+def swimlanes(messages: Iterable[Message], lanes: Sequence[str], title: str) -> Picture:
     """Picture messages between the services named in `lanes`, from left to right."""
     talk = Talk(tuple(lanes), tuple(messages))
     strange = {name for message in talk.messages for name in (message.sender, message.receiver)} - {*lanes}
@@ -54,7 +54,7 @@ def swimlanes(messages: Iterable[Message], lanes: Sequence[str], title: str, sub
     odd = {message.kind for message in talk.messages} - KINDS.keys()
     if odd:
         raise ValueError(f"No kind of message is {', '.join(sorted(odd))}: the kinds are {', '.join(KINDS)}.")
-    return Picture(title, talk, VIEW, subtitle)
+    return Picture(title, talk, VIEW)
 
 
 def _twin(talk: Talk) -> list[str]:

@@ -47,7 +47,6 @@ def table_view(
     rows: Mapping[str, Mapping[str, Any]],
     name: str,
     title: str,
-    subtitle: str | None = None,
     columns: Iterable[str] = (),
     keys: Iterable[str] = (),
 ) -> Picture:
@@ -57,7 +56,6 @@ def table_view(
         rows: the values of each key by column; where one is missing, there is a dash.
         name: what the table is, written above it.
         title: what to see.
-        subtitle: a second line.
         columns: which columns, in which order; without it those that occur.
         keys: whose colours come first, as in `log_view`.
     """
@@ -65,10 +63,10 @@ def table_view(
     told = [(str(key), tuple(str(row.get(head, EMPTY)) for head in heads)) for key, row in rows.items()]
     order = tuple(keys)
     view = View(lambda models, least: _plan(models, least, order), _draw, _twin)
-    return Picture(title, Table(name, heads, tuple(told[:ROWS]), max(0, len(told) - ROWS)), view, subtitle)
+    return Picture(title, Table(name, heads, tuple(told[:ROWS]), max(0, len(told) - ROWS)), view)
 
 
-def stacked(pictures: Sequence[Picture], title: str, subtitle: str | None = None) -> Picture:
+def stacked(pictures: Sequence[Picture], title: str) -> Picture:
     """Put pictures on one card, one below the other, under one title; their own titles are left out."""
     views = [picture.view for picture in pictures]
 
@@ -87,7 +85,7 @@ def stacked(pictures: Sequence[Picture], title: str, subtitle: str | None = None
     def twin(model: tuple[Any, ...]) -> list[str]:
         return [line for view, part in zip(views, model, strict=True) for line in view.twin(part)]
 
-    return Picture(title, tuple(picture.model for picture in pictures), View(plan, draw, twin), subtitle)
+    return Picture(title, tuple(picture.model for picture in pictures), View(plan, draw, twin))
 
 
 @dataclass

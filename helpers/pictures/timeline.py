@@ -49,7 +49,7 @@ class _Plan:
         return self.gutter + (time - self.start) * self.scale
 
 
-def timeline(steps: Iterable[Step], title: str, subtitle: str | None = None, lanes: Sequence[str] = ()) -> Picture:
+def timeline(steps: Iterable[Step], title: str, lanes: Sequence[str] = ()) -> Picture:
     """Picture steps, each in its lane: those of `lanes` first, the others as they come. The wait between two is a bar.
 
     Times differ from run to run, so the text tells each lane's steps in their order, without times.
@@ -60,7 +60,7 @@ def timeline(steps: Iterable[Step], title: str, subtitle: str | None = None, lan
         raise ValueError(f"No kind of step is {', '.join(sorted(odd))}: the kinds are {', '.join(KINDS)}.")
     names = list(dict.fromkeys([*lanes, *(step.lane for step in steps)]))
     shown = tuple((name, tuple(step for step in steps if step.lane == name)) for name in names[:MOST])
-    return Picture(title, Timeline(shown, len(names) - len(shown)), VIEW, subtitle)
+    return Picture(title, Timeline(shown, len(names) - len(shown)), VIEW)
 
 
 def _twin(model: Timeline) -> list[str]:

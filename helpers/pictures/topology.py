@@ -61,13 +61,12 @@ class _Plan:
     most: list[float] = field(default_factory=list)  # by row: the width that its boxes may have
 
 
-def topology_view(topology: Any, title: str, subtitle: str | None = None, plain: Callable[[str], str] = str) -> Picture:
+def topology_view(topology: Any, title: str, plain: Callable[[str], str] = str) -> Picture:
     """Picture a topology that `StreamsBuilder.build()` gave.
 
     Args:
         topology: the Java Topology, or its description.
         title: what to see.
-        subtitle: a second line.
         plain: gives a topic's (or a store's) name as in the lesson, e.g. `cluster.plain`.
     """
     description = topology.describe() if hasattr(topology, "describe") else topology
@@ -81,7 +80,7 @@ def topology_view(topology: Any, title: str, subtitle: str | None = None, plain:
     parts = _in_order(
         parts, lambda part: {box.name for box in part.sinks}, lambda part: {box.name for box in part.sources}
     )
-    return Picture(title, tuple(parts), VIEW, subtitle)
+    return Picture(title, tuple(parts), VIEW)
 
 
 def _part(name: str, nodes: Any, plain: Callable[[str], str]) -> Part:
