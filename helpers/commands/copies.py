@@ -100,7 +100,7 @@ def reset(lesson: Path, folder: Path, with_answers: bool = False) -> tuple[Path 
                 if answers:
                     text = f'"""{lesson.stem}: my answers until {_today()}."""\n'
                     text += "".join(f"\n\n# %% {name}\n\n{answer}\n" for name, answer in answers.items())
-                    listed = _keep(folder, f"{lesson.stem}-answers", ".py", text.encode())
+                    listed = _keep(folder, f"{lesson.stem}-answers", ".py", text.encode(errors="backslashreplace"))
                 if answers and with_answers:
                     merged, _ = merge(notebook, base or new, new, own_cells=False)
                     fresh = _written(merged)
@@ -136,6 +136,8 @@ def parse(data: bytes) -> dict:
         raise Unreadable("it is no notebook")
     for cell in cells:
         source = cell["source"]
+        if not isinstance(source, (str, list)) or not isinstance(cell.get("id"), (str, type(None))):
+            raise Unreadable("it is no notebook")
         cell["source"] = source if isinstance(source, str) else "".join(map(str, source))
     return notebook
 
@@ -231,11 +233,13 @@ def _carry_over(lesson: Path, mine: Path) -> Carried | None:
         return _broken(mine)
     while True:
         old = mine.read_bytes()
-        untouched = bool(base) and base["metadata"].get("sha256") == hashlib.sha256(old).hexdigest()
         try:
             notebook = parse(old)
         except Unreadable as error:
             return Carried(lesson.stem, broken=str(error))
+        # As it was made, and made without answers in it: those of an earlier copy are the learner's all the same.
+        as_made = bool(base) and base["metadata"].get("sha256") == hashlib.sha256(old).hexdigest()
+        untouched = as_made and _same(notebook, base)
         if not base and _same(notebook, new, but_answers=True):  # a copy without a record, of this version
             _record(folder, lesson.name, lesson.read_bytes(), old)
             return None
@@ -244,7 +248,7 @@ def _carry_over(lesson: Path, mine: Path) -> Carried | None:
         if _same(notebook, merged):  # it was done before, and broken off before it was recorded
             _record(folder, lesson.name, lesson.read_bytes(), old)
             return None
-        if base and not homeless and untouched:
+        if untouched:
             kept, data = None, lesson.read_bytes()
         else:
             kept, data = _keep(folder, f"{lesson.stem}-until", ".ipynb", old), _written(merged)
@@ -316,7 +320,11 @@ def _writing(folder: Path):
 
 def _written(notebook: dict) -> bytes:
     """A notebook's bytes, laid out as Jupyter does."""
-    return (json.dumps(notebook, ensure_ascii=False, indent=1) + "\n").encode()
+    text = json.dumps(notebook, ensure_ascii=False, indent=1)
+    try:
+        return (text + "\n").encode()
+    except UnicodeEncodeError:  # half a character, as a broken paste leaves it: only JSON's own escapes can hold it
+        return (json.dumps(notebook, indent=1) + "\n").encode()
 
 
 def _replace(path: Path, data: bytes) -> None:
