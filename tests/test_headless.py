@@ -42,17 +42,18 @@ def write_lesson(path: Path, cells: list[str]) -> Path:
     return path
 
 
-def start_run(folder: Path, *arguments) -> subprocess.Popen:
-    """The command, with a temp folder and a working directory of its own."""
+def start_run(folder: Path, *arguments, before=()) -> subprocess.Popen:
+    """The command, with a temp folder and a working directory of its own; `before` stands before it, e.g. nohup."""
     temp = folder / "tmp"
     temp.mkdir(exist_ok=True)
     return subprocess.Popen(
-        [sys.executable, "-m", "helpers", "run", "--notebooks", folder / "notebooks", *map(str, arguments)],
+        [*before, sys.executable, "-m", "helpers", "run", "--notebooks", folder / "notebooks", *map(str, arguments)],
         cwd=folder,
         env=dict(os.environ, TMPDIR=str(temp)),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # these tests may be run under nohup
     )
 
 
@@ -201,6 +202,21 @@ def test_interrupted_or_killed(tmp_path):
         assert [case.is_skipped for case in suite] == [True] * 3
 
 
+@pytest.mark.parametrize("before", [(), ("nohup",)], ids=["as it is", "under nohup"])
+def test_its_terminal_goes_away(tmp_path, before):
+    ready, go = tmp_path / "is ready", tmp_path / "go"
+    wait = f"import pathlib, time\npathlib.Path({str(ready)!r}).touch()\n"
+    wait += f"while not pathlib.Path({str(go)!r}).exists(): time.sleep(0.05)"
+    write_lesson(tmp_path / "notebooks" / "04_waits.ipynb", [wait])
+    process = start_run(tmp_path, before=before)
+    wait_until(ready.exists, "the lesson's cell", timeout=60)
+    process.send_signal(signal.SIGHUP)
+    if before:
+        go.touch()
+    out, _ = process.communicate(timeout=40)
+    assert (process.returncode, ("04_waits  ok" in out)) == ((0, True) if before else (130, False))
+
+
 # -- choosing, parameters, the folder --
 
 
@@ -262,4 +278,19 @@ def test_out_folder_that_cannot_be(lessons, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(LabError, match="cannot be written"):
         headless.prepare_out(tmp_path / "file" / "out", chosen)
+
+
+@pytest.mark.parametrize("made", [GOOD, None], ids=["a learner's copy", "no notebook"])
+def test_out_folder_with_files_of_a_learners(lessons, tmp_path, made):
+    work, chosen = tmp_path / "work", headless.choose((), lessons)
+    if made:
+        write_lesson(work / "02_other.ipynb", made)
+    else:
+        work.mkdir()
+        (work / "02_other.ipynb").write_text("[1]")
+    (work / "01_good.html").touch()
+    before = (work / "02_other.ipynb").read_bytes()
+    with pytest.raises(LabError, match=r"02_other.ipynb was not made by a run, and would be lost: .* --out"):
+        headless.prepare_out(work, chosen)
+    assert (work / "02_other.ipynb").read_bytes() == before and (work / "01_good.html").exists()
     assert lessons.joinpath("01_good.ipynb").exists()

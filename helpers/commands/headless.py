@@ -131,10 +131,13 @@ def prepare_out(out: Path, lessons: list[Path]) -> None:
     """Make the folder for the results, without those of an earlier run of these lessons.
 
     Raises:
-        LabError: it cannot be written, or holds the lessons themselves, which would be overwritten.
+        LabError: it cannot be written, or holds the lessons themselves or somebody's copies, which would be lost.
     """
     if out.resolve() in {lesson.parent for lesson in lessons}:
         raise LabError(f"{out} holds the lessons themselves: choose another folder with --out.")
+    for path in [out / lesson.name for lesson in lessons]:
+        if path.is_file() and not _comes_from_a_run(path):
+            raise LabError(f"{path} was not made by a run, and would be lost: choose another folder with --out.")
     try:
         out.mkdir(parents=True, exist_ok=True)
         for lesson in lessons:
@@ -148,6 +151,14 @@ def prepare_out(out: Path, lessons: list[Path]) -> None:
         raise LabError(
             f"The folder {out} cannot be written ({error.strerror}): choose another one with --out."
         ) from error
+
+
+def _comes_from_a_run(path: Path) -> bool:
+    """Has papermill executed this notebook? A learner's copy, or what is no notebook, it has not."""
+    try:
+        return "papermill" in json.loads(path.read_bytes())["metadata"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
 
 
 # -- the run -------------------------------------------------------------------------------------------------
@@ -203,7 +214,8 @@ class _Run:
     async def all(self) -> None:
         """Run every lesson; a signal stops those that run, and begins no other."""
         for number in SIGNALS:
-            asyncio.get_running_loop().add_signal_handler(number, self._interrupt)
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # under nohup it goes on
+                asyncio.get_running_loop().add_signal_handler(number, self._interrupt)
         with contextlib.closing(self._progress):
             await asyncio.gather(*map(self._in_turn, self.results.values()))
 
