@@ -10,6 +10,7 @@ import inspect
 import re
 from pathlib import Path
 
+import click
 import papermill
 
 import helpers
@@ -171,8 +172,9 @@ def pages() -> dict[Path, str]:
     }
 
 
+@click.command()
 def main() -> None:
-    """Write them."""
+    """Write the pages of docs/ that are made: the reference, the parameters of lessons, the places of guarantees."""
     for path, text in pages().items():
         path.write_text(text)
 

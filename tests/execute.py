@@ -6,9 +6,9 @@
 Nothing that belongs to this machine or this run is stored: no times, no Python version, no widget state.
 """
 
-import sys
 from pathlib import Path
 
+import click
 import nbformat
 from nbclient import NotebookClient
 
@@ -33,8 +33,17 @@ def execute(path: Path) -> None:
     nbformat.write(notebook, path)
 
 
+@click.command()
+@click.argument("lessons", nargs=-1)
+def main(lessons: tuple[str, ...]) -> None:
+    """Execute LESSONS (by number, e.g. 01; all without any), and store their outputs."""
+    paths = {path.name[:2]: path for path in sorted(NOTEBOOKS.glob("*.ipynb"))}
+    if unknown := [number for number in lessons if number not in paths]:
+        raise click.UsageError(f"There is no lesson {unknown[0]}: choose from {', '.join(paths)}.")
+    for number in lessons or paths:
+        execute(paths[number])
+        click.echo(paths[number].name)
+
+
 if __name__ == "__main__":
-    for path in sorted(NOTEBOOKS.glob("*.ipynb")):
-        if not sys.argv[1:] or path.name[:2] in sys.argv[1:]:
-            execute(path)
-            print(path.name)
+    main()

@@ -8,6 +8,8 @@ Each picture stands on white and on black, as in JupyterLab's two themes, with i
 import html
 from pathlib import Path
 
+import click
+
 from tests.lessons import LESSONS, code_cells, read
 
 TARGET = Path(__file__).parents[1] / "build" / "gallery.html"
@@ -50,8 +52,9 @@ def page() -> str:
     return "\n".join(parts)
 
 
+@click.command()
 def main() -> None:
-    """Write it."""
+    """Write a page with the pictures of all lessons side by side, on light and dark ground."""
     TARGET.parent.mkdir(exist_ok=True)
     TARGET.write_text(page(), encoding="utf-8")
     print(f"{TARGET.relative_to(Path.cwd()) if TARGET.is_relative_to(Path.cwd()) else TARGET}")
