@@ -172,6 +172,20 @@ def test_answers_in_a_copy_that_is_not_opened_again_are_carried_on(course, how):
     assert carried.homeless == ["q1"] and "my answer" in carried.kept.read_text()
 
 
+def test_a_copy_that_an_open_jupyterlab_has_put_back(course):
+    """The learner had it open when the new version came, and chose to overwrite it."""
+    course.edit(cell_q1="my answer")
+    old = course.mine.read_bytes()
+    course.publish(lesson(2, starters=2))
+    course.lab()
+    course.mine.write_bytes(old)
+    assert course.lab() == ([], [])
+    course.publish(lesson(3, starters=3))
+    _, (carried,) = course.lab()
+    assert carried.answers == ["q1"], "a starter of the first version is no answer to q2"
+    assert sources(course.mine)["cell-q1"] == "my answer" and sources(course.mine)["cell-q2"] == starter("q2", 3)
+
+
 def test_own_cells_are_carried_behind_their_neighbours(course):
     def change(cells):
         cells.insert(0, cell("top", "first of all"))

@@ -156,6 +156,8 @@ def answers_in(notebook: dict, *versions: dict) -> dict[str, str]:
             starters.setdefault(question, {""}).update(cell["source"].strip() for cell in cells)
             if question not in mine and by_id.get(cells[0].get("id")):
                 mine[question] = [by_id[cells[0]["id"]]]
+        for question, earlier in _starters(version).items():
+            starters.setdefault(question, {""}).update(earlier)
     answers = {}
     for question, cells in mine.items():
         known = starters.get(question, {""})
@@ -377,14 +379,31 @@ def _today() -> str:
     return datetime.date.today().isoformat()
 
 
+def _starters(record: dict) -> dict[str, list[str]]:
+    """The questions' starters in this and earlier versions, as a record keeps them."""
+    kept = record["metadata"].get("starters") if isinstance(record.get("metadata"), dict) else None
+    kept = kept if isinstance(kept, dict) else {}
+    return {question: [*map(str, texts)] for question, texts in kept.items() if isinstance(texts, list)}
+
+
 def _record(folder: Path, name: str, lesson: bytes, copied: bytes) -> None:
-    """Remember the version of a copy, without its outputs, and what the copy's bytes were."""
+    """Remember the version of a copy, without its outputs, and what the copy's bytes were.
+
+    Starters of earlier versions are remembered too: a JupyterLab that was open meanwhile may put an older copy back.
+    """
     try:
         notebook = parse(lesson)
     except Unreadable:
         return
     cells = [{k: cell[k] for k in ("cell_type", "id", "metadata", "source") if k in cell} for cell in notebook["cells"]]
-    record = {"metadata": {"sha256": hashlib.sha256(copied).hexdigest()}, "cells": cells}
+    starters = {question: set(texts) for question, texts in _starters(_recorded(folder, name) or {}).items()}
+    for question, found in _by_question(notebook).items():
+        starters.setdefault(question, set()).update(cell["source"].strip() for cell in found)
+    metadata = {
+        "sha256": hashlib.sha256(copied).hexdigest(),
+        "starters": {question: sorted(texts) for question, texts in starters.items()},
+    }
+    record = {"metadata": metadata, "cells": cells}
     _replace(folder / RECORDS / name, _written(record))
 
 
