@@ -29,6 +29,9 @@ from kafka.admin import (
     ResourcePatternFilter,
     ResourceType,
 )
+from kafka.protocol.admin import DescribeClusterRequest
+from kafka.protocol.broker_version_data import BrokerVersionData
+from kafka.protocol.metadata import ApiVersionsRequest
 from kafka.structs import OffsetAndMetadata
 
 from helpers import LabError, remote
@@ -278,23 +281,47 @@ def test_the_teachers_records_can_be_read(broker, ann):
         ann.delete_topics(["shared.prices"])
 
 
+@contextlib.contextmanager
+def line_to(port: int, settings: dict):
+    """A connection with TLS to whatever listens at a port of this machine; nobody has logged in on it."""
+    address, deadline = remote.Address("localhost", port), time.monotonic() + 10
+    with remote._encrypt(remote._connect(address, deadline), address, settings, deadline) as connected:
+        line = remote._Line(connected, address, deadline)
+        keys = line.ask(ApiVersionsRequest(version=0)).api_keys
+        line.versions = BrokerVersionData(api_versions={key.api_key: (key.min_version, key.max_version) for key in keys})
+        yield line, address
+
+
 @pytest.mark.parametrize("listener", ["internal", "controller"])
 def test_the_doors_of_the_brokers_themselves_are_shut(broker, listener):
+    """Talked to in single requests, as `remote.greet` does not get as far as a controller's log-in."""
     node = broker.brokers.nodes[0]
     port = broker.brokers.ports[0] if listener == "internal" else node.controller_port
-    for mechanism, user, password in [
-        ("SCRAM-SHA-512", "ann", broker.folder.room().learners["ann"]),
-        ("PLAIN", "ann", broker.folder.room().learners["ann"]),
-        ("PLAIN", "admin", "admin"),
-    ]:
+    word = broker.folder.room().learners["ann"]
+
+    def question():
+        return DescribeClusterRequest(endpoint_type=1 if listener == "internal" else 2)  # as who asks takes it for
+
+    tries = [
+        ("SCRAM-SHA-512", "ann", word, "does not take SCRAM-SHA-512, but PLAIN"),
+        ("PLAIN", "ann", word, "refuses the log-in of user ann .*Invalid username or password"),
+        ("PLAIN", room.ADMIN, "admin", "refuses the log-in of user admin .*Invalid username or password"),
+        ("PLAIN", room.ADMIN, broker.folder.room().admin_password, None),  # the teacher's gets in by the same steps
+    ]
+    for mechanism, user, password, said in tries:
         settings = security(broker, "ann") | {
             "sasl_mechanism": mechanism,
             "sasl_plain_username": user,
             "sasl_plain_password": remote.Secret(password),
         }
         settings.pop("bootstrap_servers")
-        with pytest.raises(remote.Unreachable, match="does not take SCRAM|refuses the log-in|is a controller"):
-            remote.greet(remote.Address("localhost", port), settings, "ann.x", 5)
+        with line_to(port, settings) as (line, address):
+            with pytest.raises(remote.Unreachable, match=said) if said else contextlib.nullcontext():
+                remote._log_in(line, address, settings)
+            if said is None:
+                assert line.ask(question()).cluster_id == broker.folder.room().cluster_id
+    with line_to(port, settings) as (line, _), pytest.raises(ConnectionError):  # hung up on: no log-in, no answer
+        line.ask(question())
 
 
 def test_a_failed_log_in_says_why_and_harms_nobody(broker, ann):
@@ -373,12 +400,14 @@ def test_oversized_records_are_refused(broker, ann):
             write(broker, "ann", "ann.orders", bytes(2_000_000), max_request_size=10_000_000)
         # Her own topic may allow larger ones, but no request is larger than the broker's limit.
         ann.create_topics({"ann.large": {"num_partitions": 1, "configs": {"max.message.bytes": "90000000"}}})
-        with pytest.raises(kafka_errors.KafkaError):
-            write(
-                broker, "ann", "ann.large", bytes(50_000_000),
-                max_request_size=90_000_000, delivery_timeout_ms=3000, request_timeout_ms=2000,
-            )  # fmt: skip
-    assert read_end(broker, "ann.large") == 0
+        large = {"max_request_size": 90_000_000, "retries": 0}
+        write(broker, "ann", "ann.large", bytes(room.LARGEST_REQUEST - 10_000), **large)
+        with pytest.raises(kafka_errors.KafkaConnectionError) as refused:  # the broker hangs up at the size's sight
+            write(broker, "ann", "ann.large", bytes(room.LARGEST_REQUEST), **large)
+        print(repr(refused.value))
+    assert read_end(broker, "ann.large") == 1
+    said = broker.brokers.logs[0].read_text(errors="replace")
+    assert re.search(rf"InvalidReceiveException.* larger than {room.LARGEST_REQUEST}", said), "by the limit"
 
 
 def read_end(broker, topic: str) -> int:
