@@ -197,6 +197,24 @@ def test_a_board_notices_that_serve_ends_and_starts_again(broker):
         live.close()
 
 
+def test_a_board_says_so_and_goes_on_whatever_goes_wrong():
+    """Once it ended in silence, and the page showed the last state for good."""
+    steps = iter([None, ValueError("a surprise")])
+    mended = threading.Event()
+
+    def step():
+        if error := next(steps, None):
+            raise error
+        mended.wait(0.01)
+
+    live = board.Live(types.SimpleNamespace(step=step, close=lambda: None, model=model()))
+    try:
+        wait_until(lambda: "ValueError('a surprise')" in live.state()["failure"], "the failure to be told", timeout=10)
+        wait_until(lambda: not live.state()["failure"], "the next try", timeout=10)
+    finally:
+        live.close()
+
+
 @pytest.fixture
 def unheard(joined, monkeypatch):
     """Ann's kernel, which gets no connection; the event that it waits for."""
