@@ -288,7 +288,9 @@ def line_to(port: int, settings: dict):
     with remote._encrypt(remote._connect(address, deadline), address, settings, deadline) as connected:
         line = remote._Line(connected, address, deadline)
         keys = line.ask(ApiVersionsRequest(version=0)).api_keys
-        line.versions = BrokerVersionData(api_versions={key.api_key: (key.min_version, key.max_version) for key in keys})
+        line.versions = BrokerVersionData(
+            api_versions={key.api_key: (key.min_version, key.max_version) for key in keys}
+        )
         yield line, address
 
 
@@ -753,6 +755,19 @@ def test_an_address_that_nobody_knows(served):
     said = call("serve", "--dir", served.folder, "--address", "laptop.invalid").output
     assert "The address laptop.invalid is not known here: set --address to one of" in said
     assert not served.folder.exists()
+
+
+def test_a_folder_with_other_files_is_left_alone(tmp_path):
+    """Its rights would be taken from all others, and passwords lie among files that somebody may pass on."""
+    folder = Folder(tmp_path / "mine")
+    folder.path.mkdir(mode=0o755)
+    (folder.path / "marks.txt").touch()
+    with pytest.raises(LabError, match="holds other files and no class"):
+        folder.make(room_of("localhost"))
+    assert stat.S_IMODE(folder.path.stat().st_mode) == 0o755 and os.listdir(folder.path) == ["marks.txt"]
+    (folder.path / "marks.txt").rename(folder.path / ".ca.pem.123")  # of a begin that was interrupted
+    folder.make(room_of("localhost"))
+    assert stat.S_IMODE(folder.path.stat().st_mode) == 0o700
 
 
 def test_another_address_makes_other_cards(tmp_path, monkeypatch):

@@ -68,10 +68,21 @@ class Folder:
         return (self.path / "room.json").exists()
 
     def make(self, room: Room) -> None:
-        """Begin a class: the folder, its authority, and what `room` holds."""
+        """Begin a class: the folder, its authority, and what `room` holds.
+
+        Raises:
+            LabError: the folder has something else in it, which others may have to read.
+        """
         from helpers.classroom.certificates import make_authority
 
         with _one_sentence(self.path):
+            # what an interrupted begin may have left, under these names or their parts'
+            own = ("ca.pem", "authority.pem", "room.json")
+            there = os.listdir(self.path) if self.path.is_dir() else []
+            if any(not name.removeprefix(".").startswith(own) for name in there):
+                raise LabError(
+                    f"The folder {self.path} holds other files and no class: choose an empty or a new one with --dir."
+                )
             self.path.mkdir(parents=True, exist_ok=True)
             self.path.chmod(0o700)
             if not (self.path / "authority.pem").exists():
