@@ -662,6 +662,8 @@ def command_lines() -> str:
 
 def test_a_class_from_first_to_last(served, tmp_path):
     served.start("--learners", "2", "--address", "localhost")
+    assert "listens on 127.0.0.1." in served.said
+    assert re.search("500 partitions and 300 MB; looked at every 1 s, and held when above", served.said)
     cards = served.folder / "cards"
     assert sorted(card.name for card in cards.iterdir()) == ["learner01.txt", "learner02.txt"]
     assert served.command("add", "ann").output.strip() == str(cards / "ann.txt")
@@ -784,6 +786,31 @@ def test_another_address_makes_other_cards(tmp_path, monkeypatch):
     assert not room.is_gone("localhost") and room.is_gone("10.1.2.3") and not room.is_gone("203.0.114.7")
     with pytest.raises(LabError, match="has 1 broker"):
         _settle(folder, None, 3, None, None)
+
+
+@pytest.mark.parametrize(
+    ("address", "bound", "cure"),
+    [
+        ("10.1.2.3", "10.1.2.3", "give out the new cards"),
+        ("laptop.local", "10.1.2.3", "the cards stay as they are"),
+        ("laptop.local", "10.9.9.9", ""),
+        ("kafka.example.org", "0.0.0.0", ""),
+        ("localhost", "127.0.0.1", ""),
+    ],
+)
+def test_a_change_of_network_is_told(monkeypatch, tmp_path, capsys, address, bound, cure):
+    """Once, by whatever `serve` was started with: what is listened on has to be an address of this machine still."""
+    from helpers.commands.serve import _watch
+
+    monkeypatch.setattr(room, "own_addresses", lambda: ["10.9.9.9"])
+    folder = Folder(tmp_path / "class")
+    folder.make(room_of(address))
+    rounds = iter([False, False, True])
+    ended = types.SimpleNamespace(wait=lambda _seconds: next(rounds))
+    served = types.SimpleNamespace(bound=bound, mend=list, logs=[])
+    _watch(folder, served, types.SimpleNamespace(look=lambda: None), ended)
+    said = capsys.readouterr().out
+    assert said.count("nobody gets in") == bool(cure) and cure in said
 
 
 def test_what_a_killed_serve_announced_is_not_believed(tmp_path):

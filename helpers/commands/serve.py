@@ -69,7 +69,7 @@ def _serve(folder, count: int, address, brokers, port, disk) -> None:
                 learners.add(folder, admin, names)
             learners.write_cards(folder, kept, sorted(kept.learners))  # the address may be another one today
             ended.awaited = True
-            _say(folder, time.monotonic() - began)
+            _say(folder, served.bound, time.monotonic() - began)
             dog = watchdog.Watchdog(admin, served.homes, served.logs, kept.megabytes, _tell)
             _watch(folder, served, dog, ended)
             click.echo("Stopping the brokers …")
@@ -103,13 +103,13 @@ def _settle(folder, address, brokers, port, disk) -> None:
         old.address, old.port, old.megabytes = address or old.address, port or old.port, disk or old.megabytes
 
 
-def _say(folder, seconds: float) -> None:
+def _say(folder, bound: str, seconds: float) -> None:
     from helpers.classroom import room, watchdog
-    from helpers.classroom.room import address_to_bind
 
     kept = folder.room()
     click.echo(f"Kafka is ready at {kept.servers} after {seconds:.1f} s (TLS, SCRAM-SHA-512).")
-    if address_to_bind(kept.address) == room.LOOPBACK:
+    click.echo(f"  It listens on {bound}{' (all addresses of this machine)' * (bound == room.EVERYWHERE)}.")
+    if bound == room.LOOPBACK:
         click.echo("  That is this machine only: learners elsewhere need another --address.")
     else:
         others = [a for a in room.own_addresses() if a != room.resolve(kept.address)]
@@ -130,7 +130,7 @@ def _watch(folder, served, dog, ended: threading.Event) -> None:
     """Look after the brokers until the end is asked for."""
     from kafka.errors import KafkaError
 
-    from helpers.classroom import room, watchdog
+    from helpers.classroom import watchdog
 
     address, warned, failed, deaths = folder.room().address, False, 0, []
     while not ended.wait(watchdog.SECONDS):
@@ -146,13 +146,30 @@ def _watch(folder, served, dog, ended: threading.Event) -> None:
             failed += 1
             if failed == 10:
                 _tell(f"The watchdog gets no answer from the brokers ({type(error).__name__}), and goes on trying.")
-        gone = room.is_gone(address)
+        gone = _out_of_reach(address, served.bound)
         if gone and not warned:
-            _tell(
-                f"This machine no longer has the address {address}, so that nobody gets in: go back to that network, "
-                "or stop, start again, and give out the new cards."
-            )
-        warned = gone
+            _tell(gone)
+        warned = bool(gone)
+
+
+def _out_of_reach(address: str, bound: str) -> str:
+    """What to do when the network has changed and nobody gets in any more; empty while it has not.
+
+    A name is not looked up again: that may take seconds, and what it stood for at the start is what is listened on.
+    """
+    from helpers.classroom import room
+
+    if room.is_gone(address):
+        return (
+            f"This machine no longer has the address {address}, so that nobody gets in: go back to that network, or "
+            "stop, start again, and give out the new cards."
+        )
+    if bound not in (room.LOOPBACK, room.EVERYWHERE, *room.own_addresses()):
+        return (
+            f"This machine no longer has the address {bound}, which {address} was at the start, so that nobody gets "
+            "in: go back to that network, or stop, and start again; the cards stay as they are."
+        )
+    return ""
 
 
 def _tell(line: str) -> None:
