@@ -36,7 +36,7 @@ from kafka.structs import OffsetAndMetadata
 
 from helpers import LabError, remote
 from helpers.classroom import learners, network, room, watchdog
-from helpers.classroom.folder import Folder
+from helpers.classroom.folder import USUAL, Folder
 from helpers.commands import doctor
 from helpers.processes import _is_over, base_folder
 from helpers.waiting import wait_until
@@ -662,7 +662,7 @@ def command_lines() -> str:
 
 def test_a_class_from_first_to_last(served, tmp_path):
     served.start("--learners", "2", "--address", "localhost")
-    assert "listens on 127.0.0.1." in served.said
+    assert "listens on 127.0.0.1." in served.said and f"helpers board --dir {served.folder}," in served.said
     assert re.search("500 partitions and 300 MB; looked at every 1 s, and held when above", served.said)
     cards = served.folder / "cards"
     assert sorted(card.name for card in cards.iterdir()) == ["learner01.txt", "learner02.txt"]
@@ -813,6 +813,21 @@ def test_a_change_of_network_is_told(monkeypatch, tmp_path, capsys, address, bou
     assert said.count("nobody gets in") == bool(cure) and cure in said
 
 
+def test_a_class_in_another_folder_is_named_in_hints_and_found_after_a_command(tmp_path):
+    folder = Folder(tmp_path / "my class")
+    option = f"--dir '{folder.path}'"
+    said = call("board", "--dir", folder.path).output
+    assert f"begin one with python -m helpers serve {option} --learners 30" in said
+    folder.make(room_of("localhost"))
+    for arguments in (["--dir", folder.path, "status"], ["status", "--dir", folder.path]):
+        assert "localhost:9093 is not being served" in call("serve", *arguments).output
+    said = call("serve", "reset", "ann", "--dir", folder.path).output
+    assert said.strip().endswith(f"python -m helpers serve {option}")
+    assert Folder(USUAL).option == ""
+    with folder.hold(), pytest.raises(LabError, match=f"stop {option}"), folder.hold():
+        pass
+
+
 def test_what_a_killed_serve_announced_is_not_believed(tmp_path):
     """Or `stop` would end whoever has its process id now, and the board would ask at ports of the past."""
     folder = Folder(tmp_path / "class")
@@ -893,7 +908,7 @@ def test_doctor_on_a_card(broker, card, ann):
 
 
 def test_doctor_takes_a_file_for_the_environment(broker, monkeypatch):
-    monkeypatch.setattr(doctor, "_checks", lambda _trial: [("Your Kafka", doctor.check_external_cluster)])
+    monkeypatch.setattr(doctor, "_checks", lambda *_: [("Your Kafka", doctor.check_external_cluster)])
     before = dict(os.environ)
     done = call("doctor", "--card", learners.card_file(broker.folder, "ann"))
     assert done.exit_code == 0 and "written and" in done.output, done.output
@@ -921,12 +936,17 @@ def test_doctor_tells_networks_and_firewalls_apart(monkeypatch):
     assert "firewall" in network.advice(silent) and "another network" not in network.advice(silent)
 
 
+TRIAL = ("java", "cache", "broker", "record", "stop")  # what doctor starts, and is not asked about here
+
+
 def test_doctor_on_the_teachers_machine(broker, monkeypatch, tmp_path):
     mark, text, _ = network.of_class(broker.folder)
     assert mark in ("ok", "warning") and "answers" in text  # a warning where this machine has a firewall
     folder = Folder(tmp_path / "class")
     folder.make(room_of("localhost"))
     assert network.of_class(folder)[0] == "skipped"
+    looked = dict(doctor._checks(types.SimpleNamespace(**dict.fromkeys(TRIAL)), folder.path))["Your class"]()
+    assert looked.mark == "skipped" and "localhost:9093" in looked.text
     with folder.change() as kept:
         kept.address = "10.77.1.2"
     mark, text, cure = network.of_class(folder)

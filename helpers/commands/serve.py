@@ -23,6 +23,23 @@ in_folder = click.option(
 )
 
 
+def _other_folder(context: click.Context, _option, path: Path | None) -> None:
+    from helpers.classroom.folder import Folder
+
+    if path:
+        context.obj = Folder(path)
+
+
+#: The same for the commands of `serve`: `serve stop --dir X` is as good as `serve --dir X stop`.
+in_other_folder = click.option(
+    "--dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    expose_value=False,
+    callback=_other_folder,
+    help="Where the class is kept, if it is another folder than usual.",
+)
+
+
 @click.group("serve", invoke_without_command=True)
 @in_folder
 @click.option(
@@ -122,7 +139,10 @@ def _say(folder, bound: str, seconds: float) -> None:
         f"  Each may have {watchdog.PARTITIONS} partitions and {kept.megabytes} MB; looked at every "
         f"{watchdog.SECONDS:g} s, and held when above."
     )
-    click.echo("  In another terminal: python -m helpers board, python -m helpers serve add|reset|remove NAME")
+    where = folder.option
+    click.echo(
+        f"  In another terminal: python -m helpers board{where}, python -m helpers serve{where} add|reset|remove NAME"
+    )
     click.echo("Ctrl-C stops it; everything is kept.")
 
 
@@ -221,6 +241,7 @@ def administrator(folder):
 
 @serve.command()
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@in_other_folder
 @click.pass_obj
 def add(folder, names: tuple[str, ...]) -> None:
     """Add learners, and save a card for each."""
@@ -235,6 +256,7 @@ def add(folder, names: tuple[str, ...]) -> None:
 
 @serve.command()
 @click.argument("name")
+@in_other_folder
 @click.pass_obj
 def reset(folder, name: str) -> None:
     """Empty a learner's corner of topics and groups.
@@ -252,6 +274,7 @@ def reset(folder, name: str) -> None:
 
 @serve.command()
 @click.argument("name")
+@in_other_folder
 @click.pass_obj
 def remove(folder, name: str) -> None:
     """Take a learner out: log-in, rights, topics, groups and card."""
@@ -264,6 +287,7 @@ def remove(folder, name: str) -> None:
 
 @serve.command()
 @click.argument("name")
+@in_other_folder
 @click.pass_obj
 def password(folder, name: str) -> None:
     """Give a learner a new password and a new card, e.g. because the old card was lost."""
@@ -275,6 +299,7 @@ def password(folder, name: str) -> None:
 
 
 @serve.command()
+@in_other_folder
 @click.pass_obj
 def status(folder) -> None:
     """Say whether the class is being served, and what each learner takes."""
@@ -291,6 +316,7 @@ def status(folder) -> None:
 
 
 @serve.command()
+@in_other_folder
 @click.pass_obj
 def stop(folder) -> None:
     """Stop a running `serve` in an orderly way."""
