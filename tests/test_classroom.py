@@ -542,6 +542,26 @@ def test_ten_thousand_topics_one_by_one(broker, monkeypatch):
     print(f"held at {taken} topics")
 
 
+def test_ten_thousand_topics_in_one_request(broker):
+    """The controller takes no larger request than that, and of this one as much as the quota's burst lets pass."""
+    learners.add(broker.folder, broker.admin, ["ivy"])
+    topics = {f"ivy.topic-{number}": {"num_partitions": 1} for number in range(10_001)}
+    with somebody_else_works(broker), KafkaAdminClient(**security(broker, "ivy")) as ivy:
+        with pytest.raises(kafka_errors.PolicyViolationError, match="Excessively large number of partitions"):
+            ivy.create_topics(topics)
+        assert made_of(broker, "ivy") == 0
+        topics.popitem()
+        answers = Counter(answer["error_code"] for answer in ivy.create_topics(topics, raise_errors=False)["topics"])
+        print(answers)
+        assert set(answers) == {0, kafka_errors.ThrottlingQuotaExceededError.errno}
+        assert made_of(broker, "ivy") == answers[0] < watchdog.PARTITIONS
+    learners.remove(broker.folder, broker.admin, "ivy")
+
+
+def made_of(broker, name: str) -> int:
+    return sum(topic.startswith(f"{name}.topic-") for topic in broker.admin.list_topics())
+
+
 def made(admin, topic: str) -> None:
     """Make a topic, as soon as the quota lets it."""
 
@@ -900,6 +920,22 @@ def card(broker, monkeypatch):
     for name, value in broker.environment("ann").items():
         monkeypatch.setenv(name, value)
     return values
+
+
+def test_both_shells_of_a_card_say_the_same(broker):
+    """What is pasted into PowerShell is read as PowerShell takes it: '…' as it is, "…" with $HOME put in."""
+    text = learners.card_file(broker.folder, "ann").read_text()
+    _, bash, powershell, _ = re.split(r"^-{5,} .* -{5,}$", text, flags=re.M)
+    lines = powershell.strip("\n").splitlines()
+    assert lines[0] == "@'" and '\'@ | Set-Content -Encoding ascii "$HOME/.kafka-class.pem"' in lines
+    end = lines.index('\'@ | Set-Content -Encoding ascii "$HOME/.kafka-class.pem"')
+    assert "\n".join(lines[1:end]) + "\n" == broker.folder.ca_file.read_text()
+    literal, expanded = r"'[^'’]*'", r'"\$HOME/[\w.-]+"'
+    read = [re.fullmatch(rf"\$env:(\w+) = ({literal}|{expanded})", line) for line in lines[end + 1 :]]
+    assert all(read), lines
+    there = {line[1]: line[2] for line in read}
+    assert there == dict(re.findall(r"^export (\w+)=(.*)$", bash, re.M))
+    assert there.keys() == learners.environment(broker.folder.room(), "ann", "").keys()
 
 
 def test_doctor_on_a_card(broker, card, ann):
