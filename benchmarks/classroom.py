@@ -5,7 +5,8 @@
 Simulated learners, a process each, log in to a class's cluster (as `python -m helpers serve` makes it, on the loopback
 address) and check right answers to the questions of the lessons given, with pauses for thought, so that all code of a
 check, its topics, clients and groups are real. The learners' own processor time is measured apart: in a class it is
-spent on their machines. The second part starts embedded brokers, leaves them idle, and measures what each takes.
+spent on their machines. The second part starts notebooks' kernels with embedded brokers, leaves them idle, and measures
+what each takes.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from pathlib import Path
 
 import nbformat
 import psutil
+from jupyter_client.manager import start_new_kernel
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -36,7 +38,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--learners", type=int, default=40)
     parser.add_argument("--minutes", type=float, default=3)
-    parser.add_argument("--lessons", nargs="+", default=["02", "04"])
+    known = sorted(path.stem.removeprefix("lesson_") for path in (ROOT / "exercises").glob("lesson_??.py"))
+    parser.add_argument("--lessons", nargs="+", default=["02", "04"], choices=known)
     parser.add_argument("--embedded", type=int, default=4, help="learners with embedded brokers that are started")
     parser.add_argument("--memory", type=float, default=24, help="GiB for the question how many learners fit")
     parser.add_argument("--learner", help=argparse.SUPPRESS)
@@ -44,7 +47,7 @@ def main() -> None:
     if options.learner:
         learn(options)
         return
-    lessons = [lesson for lesson in options.lessons if (ROOT / "exercises" / f"lesson_{lesson}.py").exists()]
+    lessons = options.lessons
     cores, load = os.cpu_count(), " ".join(f"{x:.1f}" for x in os.getloadavg())
     print(
         f"{cores} cores, {psutil.virtual_memory().total / GIB:.0f} GiB, load before {load}; lessons {' '.join(lessons)}"
@@ -125,8 +128,9 @@ def learn(options) -> None:
         if isinstance(thing, Question) and not thing.brokers
     ]
     imports = {f"lesson_{lesson}": imports_of(lesson) for lesson in options.lessons}
-    end = time.monotonic() + options.minutes * 60
-    time.sleep(dice.uniform(0, THOUGHT[1]))
+    seconds = options.minutes * 60
+    end = time.monotonic() + seconds
+    time.sleep(dice.uniform(0, min(THOUGHT[1], seconds / 2)))  # each has time for a check
     with Cluster() as cluster:
         while time.monotonic() < end:
             question = dice.choice(asked)
@@ -150,25 +154,29 @@ def imports_of(lesson: str) -> str:
 
 # -- embedded brokers --------------------------------------------------------------------------------------------------
 
-IDLE = (
-    "from helpers import Cluster; import sys; cluster = Cluster(brokers={n}); print('up', flush=True); sys.stdin.read()"
-)
+
+@contextlib.contextmanager
+def idle_kernel(brokers: int):
+    """The process of a notebook's kernel that has run a lesson's imports and started brokers of its own."""
+    env = {key: value for key, value in os.environ.items() if not key.startswith("COURSE_B")}
+    manager, client = start_new_kernel(kernel_name="python3", env=env, cwd=str(ROOT))
+    try:
+        for code in (imports_of("01"), f"cluster = Cluster(brokers={brokers})"):
+            answer = client.execute_interactive(code, timeout=120, output_hook=print)
+            assert answer["content"]["status"] == "ok"
+        yield psutil.Process(manager.provisioner.pid)
+        client.execute_interactive("cluster.stop()", timeout=60, output_hook=print)
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
 
 
 def embedded(options) -> None:
     """What a learner's kernel with embedded brokers takes while it is idle."""
     for brokers in (1, 3):
-        env = {key: value for key, value in os.environ.items() if not key.startswith("COURSE_B")}
         count = max(1, options.embedded // brokers)
-        kernels = []
         with contextlib.ExitStack() as stack:
-            for _ in range(count):
-                kernel = subprocess.Popen([sys.executable, "-c", IDLE.format(n=brokers)], env=env, text=True, cwd=ROOT,
-                                          stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # fmt: skip
-                stack.callback(kernel.wait)
-                stack.callback(kernel.stdin.close)
-                assert kernel.stdout.readline() == "up\n"
-                kernels.append(psutil.Process(kernel.pid))
+            kernels = [stack.enter_context(idle_kernel(brokers)) for _ in range(count)]
             processes = [p for kernel in kernels for p in (kernel, *kernel.children(recursive=True))]
             time.sleep(5)
             before = sum(sum(p.cpu_times()[:2]) for p in processes)
@@ -176,7 +184,7 @@ def embedded(options) -> None:
             cpu = (sum(sum(p.cpu_times()[:2]) for p in processes) - before) / 20 / count
             memory = sum(p.memory_full_info().pss for p in processes) / count
         fit = int(options.memory * GIB * 0.9 / memory)
-        print(f"\nA learner with {brokers} embedded broker(s), idle, kernel included ({count} started)")
+        print(f"\nA learner with {brokers} embedded broker(s), idle, kernel included, JupyterLab not ({count} started)")
         fits = f"{memory / 1e6:.0f} MB; {fit} learners in nine tenths of {options.memory:.0f} GiB"
         show({"memory (PSS)": fits, "processor": f"{100 * cpu:.1f} % of a core"})
 

@@ -1,6 +1,8 @@
-"""The benchmark runs and is honest; its targets are not judged here, on a machine that may be busy."""
+"""The benchmarks run and are honest; their targets are not judged here, on a machine that may be busy."""
 
+import importlib.util
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,10 +13,11 @@ import pytest
 from helpers.processes import base_folder
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "startup.py"
+CLASSROOM = SCRIPT.with_name("classroom.py")
 
 
-def run(*arguments, **options) -> subprocess.CompletedProcess:
-    command = [sys.executable, SCRIPT, *map(str, arguments)]
+def run(*arguments, script: Path = SCRIPT, **options) -> subprocess.CompletedProcess:
+    command = [sys.executable, script, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=500, **options)
 
 
@@ -57,3 +60,33 @@ def test_java_without_an_archive_of_its_own_is_refused():
         assert (
             len(done.stderr.splitlines()) == 1 and "CDS archive of its own" in done.stderr and str(java) in done.stderr
         )
+
+
+@pytest.mark.full
+def test_a_class_of_two():
+    done = run("--learners", 2, "--minutes", 0.5, "--embedded", 1, script=CLASSROOM)
+    assert done.returncode == 0, done.stdout + done.stderr
+    checks, wrong, failed = re.search(r"checks +(\d+), (\d+) not right; (\d+) learners failed", done.stdout).groups()
+    assert int(checks) >= 2 and (wrong, failed) == ("0", "0"), done.stdout
+    assert re.search("held by the watchdog +nobody", done.stdout)
+    one, three = (int(size) for size in re.findall(r"memory \(PSS\) +(\d+) MB", done.stdout))
+    assert 100 < one < three < 3000
+
+
+@pytest.mark.full
+def test_what_is_measured_idle_is_a_notebooks_kernel():
+    """With all that a lesson imports, which a bare Python would not have."""
+    spec = importlib.util.spec_from_file_location("classroom", CLASSROOM)
+    classroom = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(classroom)
+    with classroom.idle_kernel(1) as kernel:
+        assert "ipykernel_launcher" in kernel.cmdline()
+        loaded = {part for line in kernel.memory_maps() for part in Path(line.path).parts}
+        assert {"pandas", "matplotlib"} <= loaded
+        (broker,) = (child for child in kernel.children(recursive=True) if "kafka.Kafka" in child.cmdline())
+    assert not broker.is_running() and not kernel.is_running()
+
+
+def test_a_lesson_that_is_not_there():
+    done = run("--lessons", "02", "11", script=CLASSROOM)
+    assert done.returncode == 2 and "invalid choice: '11'" in done.stderr

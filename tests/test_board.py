@@ -10,8 +10,9 @@ import urllib.error
 import urllib.request
 
 import pytest
-from kafka import KafkaProducer
+from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka import errors as kafka_errors
+from kafka.admin import ConfigResource, ConfigResourceType
 
 from helpers import questions
 from helpers.classroom import board, learners, report
@@ -148,6 +149,54 @@ def test_from_a_check_to_the_board(broker, joined, monkeypatch):
     again.close()
 
 
+def test_the_board_as_text_by_command(broker):
+    learners.add(broker.folder, broker.admin, ["fay"])
+    try:
+        with KafkaProducer(**security(broker, "fay")) as producer:
+            producer.send("fay.progress", said({"state": "right"}), key=b"lesson_01/q2").get(30)
+        done = call("board", "--dir", broker.folder.path, "--text")
+    finally:
+        learners.remove(broker.folder, broker.admin, "fay")
+    assert done.exit_code == 0, done.output
+    lines = done.output.splitlines()
+    assert lines[0].split() == ["Learner", "Right", *(f"{lesson:02}" for lesson in range(1, 11))]
+    (row,) = (line for line in lines if line.startswith("fay "))
+    assert row.split()[1] == "1" and row.split()[2].startswith("·✓·")
+
+
+def test_the_last_word_on_a_question_is_what_stays(broker):
+    """A day later, which is not waited for here, all earlier words are gone from the topic."""
+    learners.add(broker.folder, broker.admin, ["gus"])
+    topic = ConfigResource(ConfigResourceType.TOPIC, "gus.progress")
+    try:
+        (kept,) = broker.admin.describe_configs([topic])["topic"].values()
+        assert kept["cleanup.policy"]["value"] == "compact"
+        assert int(kept["min.compaction.lag.ms"]["value"]) == 24 * 3600 * 1000
+        topic.configs = {"min.compaction.lag.ms": "0", "segment.ms": "1", "min.cleanable.dirty.ratio": "0.01"}
+        broker.admin.alter_configs([topic])
+        with KafkaProducer(**security(broker, "gus")) as producer:
+
+            def left() -> list[bytes]:
+                """What is in the topic, after another word: a segment that is written to is not compacted."""
+                producer.send("gus.progress", said({"state": "not right"}), key=b"lesson_01/q1").get(30)
+                with KafkaConsumer(**security(broker, "gus")) as consumer:
+                    part = TopicPartition("gus.progress", 0)
+                    consumer.assign([part])
+                    consumer.seek_to_beginning(part)
+                    end, found = consumer.end_offsets([part])[part], []
+                    while consumer.position(part) < end:
+                        found += [r.key for rs in consumer.poll(timeout_ms=500).values() for r in rs]
+                return found
+
+            producer.send("gus.progress", said({"state": "right"}), key=b"lesson_09/q1").get(30)
+            for _ in range(10):
+                producer.send("gus.progress", said({"state": "not right"}), key=b"lesson_01/q1").get(30)
+            wait_until(lambda: len(left()) < 8, "the compaction", timeout=60, pause=0.3)
+            assert b"lesson_09/q1" in left()
+    finally:
+        learners.remove(broker.folder, broker.admin, "gus")
+
+
 def test_nobody_can_write_in_anothers_name(broker):
     with (
         KafkaProducer(**security(broker, "bob"), max_block_ms=3000) as producer,
@@ -194,6 +243,24 @@ def test_a_board_notices_that_serve_ends_and_starts_again(broker):
         wait_until(lambda: not live.state()["failure"], "the failure to be over", timeout=30)
     finally:
         broker.folder.announce(ports)
+        live.close()
+
+
+def test_a_board_says_so_and_goes_on_whatever_goes_wrong():
+    """Once it ended in silence, and the page showed the last state for good."""
+    steps = iter([None, ValueError("a surprise")])
+    mended = threading.Event()
+
+    def step():
+        if error := next(steps, None):
+            raise error
+        mended.wait(0.01)
+
+    live = board.Live(types.SimpleNamespace(step=step, close=lambda: None, model=model()))
+    try:
+        wait_until(lambda: "ValueError('a surprise')" in live.state()["failure"], "the failure to be told", timeout=10)
+        wait_until(lambda: not live.state()["failure"], "the next try", timeout=10)
+    finally:
         live.close()
 
 

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import types
 import zipfile
 from pathlib import Path
 
@@ -97,7 +98,7 @@ def test_a_damaged_kit_is_refused(kit, tmp_path, harm):
 
 
 def test_a_package_that_cannot_be_had(monkeypatch, tmp_path):
-    monkeypatch.setattr(bundle, "pins", lambda: ["pip==0.0.0.dev999"])
+    monkeypatch.setattr(bundle, "pins", lambda *_: ["pip==0.0.0.dev999"])
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     out = tmp_path / "kit.tar"
     done = call("bundle", "--out", out, "--system", "linux-x86_64", "--python", "3.12")
@@ -105,6 +106,30 @@ def test_a_package_that_cannot_be_had(monkeypatch, tmp_path):
     assert not list(tmp_path.iterdir())
     with pytest.raises(LabError):
         bundle.download_wheels(tmp_path, ["macos-arm64"], ["3.13"])
+
+
+def test_what_only_other_systems_and_pythons_need_is_fetched_for_them(monkeypatch):
+    """Whatever machine packs: pip reads markers for the one that it runs on, so that it is given none."""
+    only = {
+        ("linux-x86_64", "3.11"): set(),
+        ("linux-arm64", "3.12"): {"aiohttp"},
+        ("macos-arm64", "3.12"): {"aiohttp", "appnope"},
+        ("macos-arm64", "3.14"): {"appnope"},
+    }
+    asked = []
+
+    def pip(command, **_):
+        asked.append(command)
+        return subprocess.Popen([sys.executable, "-c", ""], stdout=subprocess.PIPE)
+
+    monkeypatch.setattr(bundle, "subprocess", types.SimpleNamespace(Popen=pip, PIPE=None, STDOUT=None))
+    for (system, version), some in only.items():
+        bundle.download_wheels(Path("wheels"), [system], [version])
+        names = {part.partition("==")[0] for part in asked[-1]}
+        assert names & {"aiohttp", "appnope"} == some
+        assert {"numpy", "kafka-python", bundle.BUILD} <= names
+        assert not any(";" in part for part in asked[-1])
+    assert sorted(bundle.MARKERS) == sorted(bundle.SYSTEMS)
 
 
 def no_network() -> list[str] | None:

@@ -29,11 +29,14 @@ from kafka.admin import (
     ResourcePatternFilter,
     ResourceType,
 )
+from kafka.protocol.admin import DescribeClusterRequest
+from kafka.protocol.broker_version_data import BrokerVersionData
+from kafka.protocol.metadata import ApiVersionsRequest
 from kafka.structs import OffsetAndMetadata
 
 from helpers import LabError, remote
 from helpers.classroom import learners, network, room, watchdog
-from helpers.classroom.folder import Folder
+from helpers.classroom.folder import USUAL, Folder
 from helpers.commands import doctor
 from helpers.processes import _is_over, base_folder
 from helpers.waiting import wait_until
@@ -278,23 +281,49 @@ def test_the_teachers_records_can_be_read(broker, ann):
         ann.delete_topics(["shared.prices"])
 
 
+@contextlib.contextmanager
+def line_to(port: int, settings: dict):
+    """A connection with TLS to whatever listens at a port of this machine; nobody has logged in on it."""
+    address, deadline = remote.Address("localhost", port), time.monotonic() + 10
+    with remote._encrypt(remote._connect(address, deadline), address, settings, deadline) as connected:
+        line = remote._Line(connected, address, deadline)
+        keys = line.ask(ApiVersionsRequest(version=0)).api_keys
+        line.versions = BrokerVersionData(
+            api_versions={key.api_key: (key.min_version, key.max_version) for key in keys}
+        )
+        yield line, address
+
+
 @pytest.mark.parametrize("listener", ["internal", "controller"])
 def test_the_doors_of_the_brokers_themselves_are_shut(broker, listener):
+    """Talked to in single requests, as `remote.greet` does not get as far as a controller's log-in."""
     node = broker.brokers.nodes[0]
     port = broker.brokers.ports[0] if listener == "internal" else node.controller_port
-    for mechanism, user, password in [
-        ("SCRAM-SHA-512", "ann", broker.folder.room().learners["ann"]),
-        ("PLAIN", "ann", broker.folder.room().learners["ann"]),
-        ("PLAIN", "admin", "admin"),
-    ]:
+    word = broker.folder.room().learners["ann"]
+
+    def question():
+        return DescribeClusterRequest(endpoint_type=1 if listener == "internal" else 2)  # as who asks takes it for
+
+    tries = [
+        ("SCRAM-SHA-512", "ann", word, "does not take SCRAM-SHA-512, but PLAIN"),
+        ("PLAIN", "ann", word, "refuses the log-in of user ann .*Invalid username or password"),
+        ("PLAIN", room.ADMIN, "admin", "refuses the log-in of user admin .*Invalid username or password"),
+        ("PLAIN", room.ADMIN, broker.folder.room().admin_password, None),  # the teacher's gets in by the same steps
+    ]
+    for mechanism, user, password, said in tries:
         settings = security(broker, "ann") | {
             "sasl_mechanism": mechanism,
             "sasl_plain_username": user,
             "sasl_plain_password": remote.Secret(password),
         }
         settings.pop("bootstrap_servers")
-        with pytest.raises(remote.Unreachable, match="does not take SCRAM|refuses the log-in|is a controller"):
-            remote.greet(remote.Address("localhost", port), settings, "ann.x", 5)
+        with line_to(port, settings) as (line, address):
+            with pytest.raises(remote.Unreachable, match=said) if said else contextlib.nullcontext():
+                remote._log_in(line, address, settings)
+            if said is None:
+                assert line.ask(question()).cluster_id == broker.folder.room().cluster_id
+    with line_to(port, settings) as (line, _), pytest.raises(ConnectionError):  # hung up on: no log-in, no answer
+        line.ask(question())
 
 
 def test_a_failed_log_in_says_why_and_harms_nobody(broker, ann):
@@ -373,12 +402,14 @@ def test_oversized_records_are_refused(broker, ann):
             write(broker, "ann", "ann.orders", bytes(2_000_000), max_request_size=10_000_000)
         # Her own topic may allow larger ones, but no request is larger than the broker's limit.
         ann.create_topics({"ann.large": {"num_partitions": 1, "configs": {"max.message.bytes": "90000000"}}})
-        with pytest.raises(kafka_errors.KafkaError):
-            write(
-                broker, "ann", "ann.large", bytes(50_000_000),
-                max_request_size=90_000_000, delivery_timeout_ms=3000, request_timeout_ms=2000,
-            )  # fmt: skip
-    assert read_end(broker, "ann.large") == 0
+        large = {"max_request_size": 90_000_000, "retries": 0}
+        write(broker, "ann", "ann.large", bytes(room.LARGEST_REQUEST - 10_000), **large)
+        with pytest.raises(kafka_errors.KafkaConnectionError) as refused:  # the broker hangs up at the size's sight
+            write(broker, "ann", "ann.large", bytes(room.LARGEST_REQUEST), **large)
+        print(repr(refused.value))
+    assert read_end(broker, "ann.large") == 1
+    said = broker.brokers.logs[0].read_text(errors="replace")
+    assert re.search(rf"InvalidReceiveException.* larger than {room.LARGEST_REQUEST}", said), "by the limit"
 
 
 def read_end(broker, topic: str) -> int:
@@ -511,6 +542,26 @@ def test_ten_thousand_topics_one_by_one(broker, monkeypatch):
     print(f"held at {taken} topics")
 
 
+def test_ten_thousand_topics_in_one_request(broker):
+    """The controller takes no larger request than that, and of this one as much as the quota's burst lets pass."""
+    learners.add(broker.folder, broker.admin, ["ivy"])
+    topics = {f"ivy.topic-{number}": {"num_partitions": 1} for number in range(10_001)}
+    with somebody_else_works(broker), KafkaAdminClient(**security(broker, "ivy")) as ivy:
+        with pytest.raises(kafka_errors.PolicyViolationError, match="Excessively large number of partitions"):
+            ivy.create_topics(topics)
+        assert made_of(broker, "ivy") == 0
+        topics.popitem()
+        answers = Counter(answer["error_code"] for answer in ivy.create_topics(topics, raise_errors=False)["topics"])
+        print(answers)
+        assert set(answers) == {0, kafka_errors.ThrottlingQuotaExceededError.errno}
+        assert made_of(broker, "ivy") == answers[0] < watchdog.PARTITIONS
+    learners.remove(broker.folder, broker.admin, "ivy")
+
+
+def made_of(broker, name: str) -> int:
+    return sum(topic.startswith(f"{name}.topic-") for topic in broker.admin.list_topics())
+
+
 def made(admin, topic: str) -> None:
     """Make a topic, as soon as the quota lets it."""
 
@@ -631,6 +682,8 @@ def command_lines() -> str:
 
 def test_a_class_from_first_to_last(served, tmp_path):
     served.start("--learners", "2", "--address", "localhost")
+    assert "listens on 127.0.0.1." in served.said and f"helpers board --dir {served.folder}," in served.said
+    assert re.search("500 partitions and 300 MB; looked at every 1 s, and held when above", served.said)
     cards = served.folder / "cards"
     assert sorted(card.name for card in cards.iterdir()) == ["learner01.txt", "learner02.txt"]
     assert served.command("add", "ann").output.strip() == str(cards / "ann.txt")
@@ -726,6 +779,19 @@ def test_an_address_that_nobody_knows(served):
     assert not served.folder.exists()
 
 
+def test_a_folder_with_other_files_is_left_alone(tmp_path):
+    """Its rights would be taken from all others, and passwords lie among files that somebody may pass on."""
+    folder = Folder(tmp_path / "mine")
+    folder.path.mkdir(mode=0o755)
+    (folder.path / "marks.txt").touch()
+    with pytest.raises(LabError, match="holds other files and no class"):
+        folder.make(room_of("localhost"))
+    assert stat.S_IMODE(folder.path.stat().st_mode) == 0o755 and os.listdir(folder.path) == ["marks.txt"]
+    (folder.path / "marks.txt").rename(folder.path / ".ca.pem.123")  # of a begin that was interrupted
+    folder.make(room_of("localhost"))
+    assert stat.S_IMODE(folder.path.stat().st_mode) == 0o700
+
+
 def test_another_address_makes_other_cards(tmp_path, monkeypatch):
     folder = Folder(tmp_path / "class")
     folder.make(room_of("10.1.2.3"))
@@ -740,6 +806,46 @@ def test_another_address_makes_other_cards(tmp_path, monkeypatch):
     assert not room.is_gone("localhost") and room.is_gone("10.1.2.3") and not room.is_gone("203.0.114.7")
     with pytest.raises(LabError, match="has 1 broker"):
         _settle(folder, None, 3, None, None)
+
+
+@pytest.mark.parametrize(
+    ("address", "bound", "cure"),
+    [
+        ("10.1.2.3", "10.1.2.3", "give out the new cards"),
+        ("laptop.local", "10.1.2.3", "the cards stay as they are"),
+        ("laptop.local", "10.9.9.9", ""),
+        ("kafka.example.org", "0.0.0.0", ""),
+        ("localhost", "127.0.0.1", ""),
+    ],
+)
+def test_a_change_of_network_is_told(monkeypatch, tmp_path, capsys, address, bound, cure):
+    """Once, by whatever `serve` was started with: what is listened on has to be an address of this machine still."""
+    from helpers.commands.serve import _watch
+
+    monkeypatch.setattr(room, "own_addresses", lambda: ["10.9.9.9"])
+    folder = Folder(tmp_path / "class")
+    folder.make(room_of(address))
+    rounds = iter([False, False, True])
+    ended = types.SimpleNamespace(wait=lambda _seconds: next(rounds))
+    served = types.SimpleNamespace(bound=bound, mend=list, logs=[])
+    _watch(folder, served, types.SimpleNamespace(look=lambda: None), ended)
+    said = capsys.readouterr().out
+    assert said.count("nobody gets in") == bool(cure) and cure in said
+
+
+def test_a_class_in_another_folder_is_named_in_hints_and_found_after_a_command(tmp_path):
+    folder = Folder(tmp_path / "my class")
+    option = f"--dir '{folder.path}'"
+    said = call("board", "--dir", folder.path).output
+    assert f"begin one with python -m helpers serve {option} --learners 30" in said
+    folder.make(room_of("localhost"))
+    for arguments in (["--dir", folder.path, "status"], ["status", "--dir", folder.path]):
+        assert "localhost:9093 is not being served" in call("serve", *arguments).output
+    said = call("serve", "reset", "ann", "--dir", folder.path).output
+    assert said.strip().endswith(f"python -m helpers serve {option}")
+    assert Folder(USUAL).option == ""
+    with folder.hold(), pytest.raises(LabError, match=f"stop {option}"), folder.hold():
+        pass
 
 
 def test_what_a_killed_serve_announced_is_not_believed(tmp_path):
@@ -816,13 +922,29 @@ def card(broker, monkeypatch):
     return values
 
 
+def test_both_shells_of_a_card_say_the_same(broker):
+    """What is pasted into PowerShell is read as PowerShell takes it: '…' as it is, "…" with $HOME put in."""
+    text = learners.card_file(broker.folder, "ann").read_text()
+    _, bash, powershell, _ = re.split(r"^-{5,} .* -{5,}$", text, flags=re.M)
+    lines = powershell.strip("\n").splitlines()
+    assert lines[0] == "@'" and '\'@ | Set-Content -Encoding ascii "$HOME/.kafka-class.pem"' in lines
+    end = lines.index('\'@ | Set-Content -Encoding ascii "$HOME/.kafka-class.pem"')
+    assert "\n".join(lines[1:end]) + "\n" == broker.folder.ca_file.read_text()
+    literal, expanded = r"'[^'’]*'", r'"\$HOME/[\w.-]+"'
+    read = [re.fullmatch(rf"\$env:(\w+) = ({literal}|{expanded})", line) for line in lines[end + 1 :]]
+    assert all(read), lines
+    there = {line[1]: line[2] for line in read}
+    assert there == dict(re.findall(r"^export (\w+)=(.*)$", bash, re.M))
+    assert there.keys() == learners.environment(broker.folder.room(), "ann", "").keys()
+
+
 def test_doctor_on_a_card(broker, card, ann):
     found = doctor.check_external_cluster()
     assert found.mark == "ok" and card["COURSE_BOOTSTRAP_SERVERS"] in found.text
 
 
 def test_doctor_takes_a_file_for_the_environment(broker, monkeypatch):
-    monkeypatch.setattr(doctor, "_checks", lambda _trial: [("Your Kafka", doctor.check_external_cluster)])
+    monkeypatch.setattr(doctor, "_checks", lambda *_: [("Your Kafka", doctor.check_external_cluster)])
     before = dict(os.environ)
     done = call("doctor", "--card", learners.card_file(broker.folder, "ann"))
     assert done.exit_code == 0 and "written and" in done.output, done.output
@@ -850,12 +972,17 @@ def test_doctor_tells_networks_and_firewalls_apart(monkeypatch):
     assert "firewall" in network.advice(silent) and "another network" not in network.advice(silent)
 
 
+TRIAL = ("java", "cache", "broker", "record", "stop")  # what doctor starts, and is not asked about here
+
+
 def test_doctor_on_the_teachers_machine(broker, monkeypatch, tmp_path):
     mark, text, _ = network.of_class(broker.folder)
     assert mark in ("ok", "warning") and "answers" in text  # a warning where this machine has a firewall
     folder = Folder(tmp_path / "class")
     folder.make(room_of("localhost"))
     assert network.of_class(folder)[0] == "skipped"
+    looked = dict(doctor._checks(types.SimpleNamespace(**dict.fromkeys(TRIAL)), folder.path))["Your class"]()
+    assert looked.mark == "skipped" and "localhost:9093" in looked.text
     with folder.change() as kept:
         kept.address = "10.77.1.2"
     mark, text, cure = network.of_class(folder)

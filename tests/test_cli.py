@@ -223,7 +223,7 @@ def test_doctor_shows_no_traceback_whatever_happens(monkeypatch):
     def refused():
         raise LabError("A thing is missing: bring it.\n  its log")
 
-    monkeypatch.setattr(doctor, "_checks", lambda trial: [("One", broken), ("Two", refused)])
+    monkeypatch.setattr(doctor, "_checks", lambda *_: [("One", broken), ("Two", refused)])
     result = call("doctor")
     assert result.exit_code == 1 and "Traceback" not in result.output
     assert "✗ One" in result.output and "KeyError: 'what is this'" in result.output
@@ -231,7 +231,7 @@ def test_doctor_shows_no_traceback_whatever_happens(monkeypatch):
 
 
 def test_doctor_on_a_terminal_that_knows_no_ticks(monkeypatch):
-    monkeypatch.setattr(doctor, "_checks", lambda trial: [("One", lambda: doctor.Finding("bad", "text"))])
+    monkeypatch.setattr(doctor, "_checks", lambda *_: [("One", lambda: doctor.Finding("bad", "text"))])
     done = CliRunner(charset="ascii").invoke(cli.commands, ["doctor"])
     assert done.exit_code == 1 and "NO One" in done.output
 

@@ -254,9 +254,13 @@ class Live:
             try:
                 self._reader.step()
                 self.failure = ""
-            except (kafka_errors.KafkaError, OSError, RuntimeError) as error:
-                known = isinstance(error, LabError)
-                self.failure = str(error) if known else f"The class's brokers do not answer ({type(error).__name__})."
+            except Exception as error:  # any: the page would go on showing the last state as if it were today's
+                if isinstance(error, LabError):
+                    self.failure = str(error)
+                elif isinstance(error, kafka_errors.KafkaError | OSError | RuntimeError):
+                    self.failure = f"The class's brokers do not answer ({type(error).__name__})."
+                else:
+                    self.failure = f"This was not foreseen, and is tried again: {error!r}. Please report it."
                 self._ended.wait(1)
 
     def close(self) -> None:

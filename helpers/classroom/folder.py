@@ -12,6 +12,7 @@ import fcntl
 import json
 import os
 import secrets
+import shlex
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,6 +22,7 @@ from filelock import FileLock, Timeout
 from helpers.errors import LabError
 from helpers.waiting import wait_until
 
+USUAL = Path(__file__).resolve().parents[2] / "class"  # in the course's own folder
 PATIENCE = 60  # seconds to wait for another command that changes the class
 
 
@@ -59,6 +61,11 @@ class Folder:
         self.path = path.absolute()
 
     @property
+    def option(self) -> str:
+        """What commands need in addition to find this class; nothing when it is where they look by themselves."""
+        return "" if self.path == USUAL else f" --dir {shlex.quote(str(self.path))}"
+
+    @property
     def ca_file(self) -> Path:
         """The authority's certificate."""
         return self.path / "ca.pem"
@@ -68,10 +75,21 @@ class Folder:
         return (self.path / "room.json").exists()
 
     def make(self, room: Room) -> None:
-        """Begin a class: the folder, its authority, and what `room` holds."""
+        """Begin a class: the folder, its authority, and what `room` holds.
+
+        Raises:
+            LabError: the folder has something else in it, which others may have to read.
+        """
         from helpers.classroom.certificates import make_authority
 
         with _one_sentence(self.path):
+            # what an interrupted begin may have left, under these names or their parts'
+            own = ("ca.pem", "authority.pem", "room.json")
+            there = os.listdir(self.path) if self.path.is_dir() else []
+            if any(not name.removeprefix(".").startswith(own) for name in there):
+                raise LabError(
+                    f"The folder {self.path} holds other files and no class: choose an empty or a new one with --dir."
+                )
             self.path.mkdir(parents=True, exist_ok=True)
             self.path.chmod(0o700)
             if not (self.path / "authority.pem").exists():
@@ -96,7 +114,9 @@ class Folder:
             LabError: there is none.
         """
         if not self.exists():
-            raise LabError(f"There is no class in {self.path}: begin one with python -m helpers serve --learners 30.")
+            raise LabError(
+                f"There is no class in {self.path}: begin one with python -m helpers serve{self.option} --learners 30."
+            )
         with _one_sentence(self.path):
             return Room(**json.loads((self.path / "room.json").read_text()))
 
@@ -134,7 +154,7 @@ class Folder:
                 )
             except TimeoutError:
                 raise LabError(
-                    f"This class is being served already: end it with python -m helpers serve --dir {self.path} stop."
+                    f"This class is being served already: end it with python -m helpers serve stop{self.option}."
                 ) from None
             # A killed `serve` leaves it, and its process id may be a stranger's by now.
             (self.path / "running.json").unlink(missing_ok=True)
@@ -168,7 +188,10 @@ class Folder:
             if self.is_served():
                 return json.loads((self.path / "running.json").read_text())
         self.room()
-        raise LabError("The class's cluster does not run (yet): start it in another terminal, python -m helpers serve.")
+        raise LabError(
+            "The class's cluster does not run (yet): start it in another terminal, "
+            f"python -m helpers serve{self.option}"
+        )
 
     def _write(self, name: str, value: dict) -> None:
         with _one_sentence(self.path):

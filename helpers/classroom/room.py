@@ -30,6 +30,7 @@ from helpers.waiting import wait_until
 
 ADMIN = "admin"
 LOOPBACK = "127.0.0.1"
+EVERYWHERE = "0.0.0.0"
 INSIDE = "localhost"  # the name of the internal listeners in the certificate
 CONNECTIONS = 600  # from one address; a learner has some ten, and a room behind one router shares an address
 LARGEST_REQUEST = 4 * 1024 * 1024  # bytes; the clients' own limit is 1 MiB
@@ -39,6 +40,7 @@ class Brokers:
     """The brokers of a class while they run; see `running`.
 
     Attributes:
+        bound: the address of this machine that learners come in by; 0.0.0.0 stands for all of them.
         ports: where the administrator logs in, a broker each.
         homes: where each broker keeps its records.
     """
@@ -51,7 +53,7 @@ class Brokers:
         spare = [node.port for node in chosen[room.brokers :]]
         self.nodes = [Node(n.id, room.port + n.id - 1, n.controller_port) for n in chosen[: room.brokers]]
         self.ports = spare
-        self._bind = bind = address_to_bind(room.address)
+        self.bound = bind = address_to_bind(room.address)
 
         def settings(node: Node, nodes: list[Node], data: Path) -> dict[str, str]:
             return properties(node, nodes, data) | secured(node, nodes, spare[node.id - 1], bind, folder, room, pem)
@@ -90,7 +92,7 @@ class Brokers:
             with socket.socket() as probe:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as Java does
                 try:
-                    probe.bind((self._bind, node.port))
+                    probe.bind((self.bound, node.port))
                 except OSError as error:
                     if error.errno == errno.EADDRINUSE:
                         raise _taken(str(node.port)) from error
@@ -283,7 +285,7 @@ def address_to_bind(address: str) -> str:
     if number.startswith("127."):
         return LOOPBACK
     # An address that others translate to this machine (a cloud server's public one) is on no device of it.
-    return number if number in own_addresses() else "0.0.0.0"
+    return number if number in own_addresses() else EVERYWHERE
 
 
 def is_gone(address: str) -> bool:

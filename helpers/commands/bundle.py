@@ -15,6 +15,7 @@ from email.parser import HeaderParser
 from pathlib import Path
 
 import click
+from packaging.requirements import Requirement
 from tqdm import tqdm
 
 from helpers import store
@@ -136,10 +137,24 @@ def course_files() -> list[Path]:
     return list(wanted(COURSE))
 
 
-def pins() -> list[str]:
-    """The lines of requirements.txt without the course itself, and what building that takes."""
+#: What tells systems apart in the markers of requirements.txt (`; sys_platform == "darwin"`).
+MARKERS = {
+    "linux-x86_64": {"sys_platform": "linux", "platform_system": "Linux", "platform_machine": "x86_64"},
+    "linux-arm64": {"sys_platform": "linux", "platform_system": "Linux", "platform_machine": "aarch64"},
+    "macos-arm64": {"sys_platform": "darwin", "platform_system": "Darwin", "platform_machine": "arm64"},
+}
+
+
+def pins(system: str, version: str) -> list[str]:
+    """The packages of requirements.txt for a system and a version of Python, and what building the course takes.
+
+    Without their markers: pip would judge these for the machine that packs, and leave out what only others need.
+    """
+    target = MARKERS[system] | {"python_version": version, "python_full_version": f"{version}.99"}
     lines = [line.split("#")[0].strip() for line in (COURSE / "requirements.txt").read_text().splitlines()]
-    return [line for line in lines if line and not line.startswith("-")] + [BUILD]
+    wanted = [Requirement(line) for line in lines if line and not line.startswith("-")]
+    needed = [each for each in wanted if each.marker is None or each.marker.evaluate(target)]
+    return [f"{each.name}{each.specifier}" for each in needed] + [BUILD]
 
 
 def download_wheels(wheels: Path, systems: list[str], versions: list[str]) -> None:
@@ -148,10 +163,10 @@ def download_wheels(wheels: Path, systems: list[str], versions: list[str]) -> No
     Raises:
         LabError: one could not be had; pip's own words are quoted.
     """
-    wanted = pins()
-    rounds = [(system, version) for system in systems for version in versions]
-    with tqdm(total=len(rounds) * len(wanted), desc="Fetching packages", unit="package", leave=False) as bar:
-        for system, version in rounds:
+    rounds = [(system, version, pins(system, version)) for system in systems for version in versions]
+    total = sum(len(wanted) for *_, wanted in rounds)
+    with tqdm(total=total, desc="Fetching packages", unit="package", leave=False) as bar:
+        for system, version, wanted in rounds:
             command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
             command += ["--disable-pip-version-check", "--progress-bar=off", "--dest", str(wheels)]
             # the newest of that version: some packages want a certain bug fix of Python

@@ -139,7 +139,13 @@ def reset(names, with_answers: bool, folder: Path, notebooks: Path) -> None:
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Your card of a class: look at its cluster, without pasting it first.",
 )
-def doctor(card: Path | None) -> None:
+@click.option(
+    "--class",
+    "room",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="The folder of the class that you teach, if it is not the one where `serve` keeps it by itself.",
+)
+def doctor(card: Path | None, room: Path | None) -> None:
     """Say whether this machine is ready, and what to do where it is not.
 
     Looks at Python, memory, disk, the cache and Java; starts a broker, writes and reads a record, and stops it; does
@@ -148,7 +154,7 @@ def doctor(card: Path | None) -> None:
     """
     from helpers.commands.doctor import examine
 
-    sys.exit(examine(card))
+    sys.exit(examine(card, room))
 
 
 @commands.command()

@@ -28,7 +28,6 @@ BROKER = 300 * MB  # memory of a broker, its share of the system's included
 LESSON = 1500 * MB  # memory of a lesson with three brokers, its kernel and JupyterLab
 CACHE = 250 * MB  # jars, Kafka Streams for lesson 03, and the AOT cache
 DATA = 300 * MB  # disk for the data of a lesson's brokers, which live in the temp folder
-CLASS = Path(__file__).resolve().parents[2] / "class"  # where `serve` keeps a class
 SLOW = 10  # seconds for the start of one broker; it takes one on a usual machine
 TESTED = ((3, 11), (3, 14))  # the versions of Python that all packages have wheels for
 
@@ -50,14 +49,15 @@ MARKS = {
 }
 
 
-def examine(card: Path | None = None) -> int:
+def examine(card: Path | None = None, room: Path | None = None) -> int:
     """Look at everything, print a line each, and return the exit status: 1 when something does not work.
 
     Args:
         card: a learner's card, whose variables count instead of the environment's.
+        room: the folder of a teacher's class; where `serve` keeps one usually if not given.
     """
     with _variables_of(card):
-        return _examine()
+        return _examine(room)
 
 
 @contextlib.contextmanager
@@ -82,11 +82,11 @@ def _variables_of(card: Path | None) -> Iterator[None]:
             os.environ.update(before)
 
 
-def _examine() -> int:
+def _examine(room: Path | None) -> int:
     click.echo("Is this machine ready for the lessons?\n")
     marks = []
     with _Trial() as trial:
-        for name, look in _checks(trial):
+        for name, look in _checks(trial, room):
             finding = _careful(look)
             marks.append(finding.mark)
             _show(name, finding)
@@ -99,7 +99,9 @@ def _examine() -> int:
     return 1 if bad else 0
 
 
-def _checks(trial: "_Trial") -> Iterator[tuple[str, Callable[[], Finding]]]:
+def _checks(trial: "_Trial", room: Path | None) -> Iterator[tuple[str, Callable[[], Finding]]]:
+    from helpers.classroom.folder import USUAL, Folder
+
     yield "Python", check_python
     yield "Packages", check_packages
     yield "Memory", check_memory
@@ -111,8 +113,8 @@ def _checks(trial: "_Trial") -> Iterator[tuple[str, Callable[[], Finding]]]:
     yield "Stop", trial.stop
     if os.environ.get("COURSE_BOOTSTRAP_SERVERS"):
         yield "Your Kafka", check_external_cluster
-    if (CLASS / "room.json").exists():
-        yield "Your class", check_class
+    if room or Folder(USUAL).exists():
+        yield "Your class", lambda: check_class(room or USUAL)
     yield "Your database" if os.environ.get("COURSE_DATABASE_URL") else "PostgreSQL", check_database
 
 
@@ -402,12 +404,12 @@ def check_external_cluster() -> Finding:
     )
 
 
-def check_class() -> Finding:
+def check_class(room: Path) -> Finding:
     """The class that is served from this machine: its address, its port, the firewall as far as it is known."""
     from helpers.classroom.folder import Folder
     from helpers.classroom.network import of_class
 
-    return Finding(*of_class(Folder(CLASS)))
+    return Finding(*of_class(Folder(room)))
 
 
 def check_database() -> Finding:

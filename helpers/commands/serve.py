@@ -23,6 +23,23 @@ in_folder = click.option(
 )
 
 
+def _other_folder(context: click.Context, _option, path: Path | None) -> None:
+    from helpers.classroom.folder import Folder
+
+    if path:
+        context.obj = Folder(path)
+
+
+#: The same for the commands of `serve`: `serve stop --dir X` is as good as `serve --dir X stop`.
+in_other_folder = click.option(
+    "--dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    expose_value=False,
+    callback=_other_folder,
+    help="Where the class is kept, if it is another folder than usual.",
+)
+
+
 @click.group("serve", invoke_without_command=True)
 @in_folder
 @click.option(
@@ -69,7 +86,7 @@ def _serve(folder, count: int, address, brokers, port, disk) -> None:
                 learners.add(folder, admin, names)
             learners.write_cards(folder, kept, sorted(kept.learners))  # the address may be another one today
             ended.awaited = True
-            _say(folder, time.monotonic() - began)
+            _say(folder, served.bound, time.monotonic() - began)
             dog = watchdog.Watchdog(admin, served.homes, served.logs, kept.megabytes, _tell)
             _watch(folder, served, dog, ended)
             click.echo("Stopping the brokers …")
@@ -103,13 +120,13 @@ def _settle(folder, address, brokers, port, disk) -> None:
         old.address, old.port, old.megabytes = address or old.address, port or old.port, disk or old.megabytes
 
 
-def _say(folder, seconds: float) -> None:
+def _say(folder, bound: str, seconds: float) -> None:
     from helpers.classroom import room, watchdog
-    from helpers.classroom.room import address_to_bind
 
     kept = folder.room()
     click.echo(f"Kafka is ready at {kept.servers} after {seconds:.1f} s (TLS, SCRAM-SHA-512).")
-    if address_to_bind(kept.address) == room.LOOPBACK:
+    click.echo(f"  It listens on {bound}{' (all addresses of this machine)' * (bound == room.EVERYWHERE)}.")
+    if bound == room.LOOPBACK:
         click.echo("  That is this machine only: learners elsewhere need another --address.")
     else:
         others = [a for a in room.own_addresses() if a != room.resolve(kept.address)]
@@ -122,7 +139,10 @@ def _say(folder, seconds: float) -> None:
         f"  Each may have {watchdog.PARTITIONS} partitions and {kept.megabytes} MB; looked at every "
         f"{watchdog.SECONDS:g} s, and held when above."
     )
-    click.echo("  In another terminal: python -m helpers board, python -m helpers serve add|reset|remove NAME")
+    where = folder.option
+    click.echo(
+        f"  In another terminal: python -m helpers board{where}, python -m helpers serve{where} add|reset|remove NAME"
+    )
     click.echo("Ctrl-C stops it; everything is kept.")
 
 
@@ -130,7 +150,7 @@ def _watch(folder, served, dog, ended: threading.Event) -> None:
     """Look after the brokers until the end is asked for."""
     from kafka.errors import KafkaError
 
-    from helpers.classroom import room, watchdog
+    from helpers.classroom import watchdog
 
     address, warned, failed, deaths = folder.room().address, False, 0, []
     while not ended.wait(watchdog.SECONDS):
@@ -146,13 +166,30 @@ def _watch(folder, served, dog, ended: threading.Event) -> None:
             failed += 1
             if failed == 10:
                 _tell(f"The watchdog gets no answer from the brokers ({type(error).__name__}), and goes on trying.")
-        gone = room.is_gone(address)
+        gone = _out_of_reach(address, served.bound)
         if gone and not warned:
-            _tell(
-                f"This machine no longer has the address {address}, so that nobody gets in: go back to that network, "
-                "or stop, start again, and give out the new cards."
-            )
-        warned = gone
+            _tell(gone)
+        warned = bool(gone)
+
+
+def _out_of_reach(address: str, bound: str) -> str:
+    """What to do when the network has changed and nobody gets in any more; empty while it has not.
+
+    A name is not looked up again: that may take seconds, and what it stood for at the start is what is listened on.
+    """
+    from helpers.classroom import room
+
+    if room.is_gone(address):
+        return (
+            f"This machine no longer has the address {address}, so that nobody gets in: go back to that network, or "
+            "stop, start again, and give out the new cards."
+        )
+    if bound not in (room.LOOPBACK, room.EVERYWHERE, *room.own_addresses()):
+        return (
+            f"This machine no longer has the address {bound}, which {address} was at the start, so that nobody gets "
+            "in: go back to that network, or stop, and start again; the cards stay as they are."
+        )
+    return ""
 
 
 def _tell(line: str) -> None:
@@ -204,6 +241,7 @@ def administrator(folder):
 
 @serve.command()
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@in_other_folder
 @click.pass_obj
 def add(folder, names: tuple[str, ...]) -> None:
     """Add learners, and save a card for each."""
@@ -218,6 +256,7 @@ def add(folder, names: tuple[str, ...]) -> None:
 
 @serve.command()
 @click.argument("name")
+@in_other_folder
 @click.pass_obj
 def reset(folder, name: str) -> None:
     """Empty a learner's corner of topics and groups.
@@ -235,6 +274,7 @@ def reset(folder, name: str) -> None:
 
 @serve.command()
 @click.argument("name")
+@in_other_folder
 @click.pass_obj
 def remove(folder, name: str) -> None:
     """Take a learner out: log-in, rights, topics, groups and card."""
@@ -247,6 +287,7 @@ def remove(folder, name: str) -> None:
 
 @serve.command()
 @click.argument("name")
+@in_other_folder
 @click.pass_obj
 def password(folder, name: str) -> None:
     """Give a learner a new password and a new card, e.g. because the old card was lost."""
@@ -258,6 +299,7 @@ def password(folder, name: str) -> None:
 
 
 @serve.command()
+@in_other_folder
 @click.pass_obj
 def status(folder) -> None:
     """Say whether the class is being served, and what each learner takes."""
@@ -274,6 +316,7 @@ def status(folder) -> None:
 
 
 @serve.command()
+@in_other_folder
 @click.pass_obj
 def stop(folder) -> None:
     """Stop a running `serve` in an orderly way."""
