@@ -24,7 +24,7 @@ from helpers.broker import Broker, Node, choose_nodes, properties, with_aot_cach
 from helpers.classroom.certificates import write_certificate
 from helpers.classroom.folder import Folder, Room
 from helpers.cluster import prepare_cache
-from helpers.errors import BrokerDied, LabError, PortTaken
+from helpers.errors import BrokerDied, LabError, NoMemory, PortTaken
 from helpers.processes import Processes
 from helpers.waiting import wait_until
 
@@ -119,13 +119,13 @@ class Brokers:
         """Start brokers that died by themselves again; returns their ids.
 
         Raises:
-            LabError: the disk or the memory is full, which a new start would not mend.
+            LabError: the disk is full, which a new start would not mend.
         """
         mended = []
         for broker in self._brokers:
             try:
                 broker.check()
-            except BrokerDied:
+            except (BrokerDied, NoMemory):
                 self._launch(broker)
                 mended.append(broker.node.id)
         return mended
