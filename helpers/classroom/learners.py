@@ -234,7 +234,8 @@ def reset(admin: KafkaAdminClient, name: str, keep: tuple[str, ...] = (BOARD,)) 
 
 
 def remove(folder: Folder, admin: KafkaAdminClient, name: str) -> None:
-    """Take a learner out: rights first, which ends what is connected, then the log-in, the corner and the card.
+    """Take a learner out: rights first, so that what is connected can do nothing more, then the log-in, the corner and
+    the card. What is connected ends when it has to log in again (`room.LOG_IN_AGAIN`).
 
     Raises:
         LabError: there is no such learner, or the cluster keeps the log-in.
@@ -255,7 +256,8 @@ def remove(folder: Folder, admin: KafkaAdminClient, name: str) -> None:
 
 
 def renew(folder: Folder, admin: KafkaAdminClient, name: str) -> None:
-    """Give a learner another password and a new card."""
+    """Give a learner another password and a new card. What is connected with the old one ends when it has to log in
+    again (`room.LOG_IN_AGAIN`)."""
     with folder.change() as room:
         check_known(room, name)
         room.learners[name] = secrets.token_urlsafe(12)

@@ -33,6 +33,8 @@ LOOPBACK = "127.0.0.1"
 INSIDE = "localhost"  # the name of the internal listeners in the certificate
 CONNECTIONS = 600  # from one address; a learner has some ten, and a room behind one router shares an address
 LARGEST_REQUEST = 4 * 1024 * 1024  # bytes; the clients' own limit is 1 MiB
+LARGEST_NOTE = 256  # bytes that a consumer may add to an offset; Kafka Streams adds some twenty
+LOG_IN_AGAIN = 60  # seconds after which a connection has to; the clients do it by themselves, with what they know
 
 
 class Brokers:
@@ -217,6 +219,8 @@ def secured(
         "ssl.truststore.location": str(folder.ca_file),
         "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
         "super.users": f"User:{ADMIN}",
+        # a new password, or a learner's removal, ends what is connected; stock 0, which is for ever
+        "listener.name.learners.scram-sha-512.connections.max.reauth.ms": str(LOG_IN_AGAIN * 1000),
         # one learner's machine cannot take all connections, nor one request all of the memory (stock: no limit, 100 MB)
         "max.connections.per.ip": str(CONNECTIONS),
         "max.connections.per.ip.overrides": f"{LOOPBACK}:100000",
