@@ -88,9 +88,18 @@ def add(folder: Folder, admin: KafkaAdminClient, names: list[str]) -> None:
 
 
 def _board_topic(replicas: int) -> dict:
-    """The last word on each question is kept for good, and all of a day's words for a day (compaction's lag)."""
+    """The last word on each question is kept for good, and all of a day's words for a day (compaction's lag).
+
+    The learner may write what they like, and delete nothing: who writes far more than a class takes loses their own
+    oldest words, instead of being held for good, and the board has no more than that to read.
+    """
     configs = {
-        "cleanup.policy": "compact",
+        "cleanup.policy": "compact,delete",
+        "retention.ms": "-1",
+        "retention.bytes": "5000000",
+        "segment.bytes": "1048576",  # what is deleted is a whole one
+        "max.message.bytes": "262144",  # a call for help in any script
+        "compression.type": "uncompressed",  # so that the limit is of what the board unpacks
         "min.compaction.lag.ms": str(24 * 3600 * 1000),
         "message.timestamp.type": "LogAppendTime",  # by the broker's clock, whatever the learner's says
     }
