@@ -35,6 +35,7 @@ SHARED = "shared"  # nobody's name: what begins with it is the teacher's, for al
 RESERVED = {SHARED, "admin", "course"}
 KINDS = (ResourceType.TOPIC, ResourceType.GROUP, ResourceType.TRANSACTIONAL_ID)
 BOARD = "progress"  # the topic in a learner's corner that the board reads
+EMPTYING = 75  # seconds at most for a reset: members that cannot be removed are out after their session, 45 s
 
 #: What one learner may take of the brokers (Kafka's client quotas), per second; a request that goes beyond has to wait.
 QUOTAS = {
@@ -218,7 +219,13 @@ def set_quotas(admin: KafkaAdminClient) -> None:
 def reset(admin: KafkaAdminClient, name: str, keep: tuple[str, ...] = (BOARD,)) -> int:
     """Empty a learner's corner: topics, members of groups, groups; returns how many topics there were.
 
-    What the board knows of them is kept; answers are in their notebooks, on their machine.
+    What the board knows of them is kept; answers are in their notebooks, on their machine. Meanwhile they may not use
+    groups: or the members that still run would join again, and those of the newer protocols, which kafka-python 3.0.12
+    cannot remove, would stay.
+
+    Raises:
+        KafkaError: the cluster did not take a right, or not back.
+        TimeoutError: it takes too long.
     """
     mine, kept = f"{name}.", {f"{name}.{topic}" for topic in keep}
     count = 0
@@ -238,7 +245,12 @@ def reset(admin: KafkaAdminClient, name: str, keep: tuple[str, ...] = (BOARD,)) 
         count = max(count, len(topics))
         return not topics and not groups
 
-    wait_until(empty, f"the corner of {name} to be empty", timeout=30, pause=0.2, retry=PASSING)
+    shut = _acl(name, ACLOperation.ALL, ResourceType.GROUP, mine, ACLPermissionType.DENY)
+    _check(admin.create_acls([shut])["failed"])
+    try:
+        wait_until(empty, f"the corner of {name} to be empty", timeout=EMPTYING, pause=0.2, retry=PASSING)
+    finally:
+        _delete_rights(admin, [_filter(shut)])
     return count
 
 

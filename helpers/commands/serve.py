@@ -220,7 +220,7 @@ def add(folder, names: tuple[str, ...]) -> None:
 @click.argument("name")
 @click.pass_obj
 def reset(folder, name: str) -> None:
-    """Empty a learner's corner of topics and groups.
+    """Empty a learner's corner of topics and groups. Programs of theirs that use groups end with an error.
 
     No answer is lost: the learner's notebooks are on the learner's machine, and what the board shows is kept. They run
     the lesson's first cells again.
