@@ -135,8 +135,9 @@ def _acl(name, operation, kind, prefix, permission=ACLPermissionType.ALLOW) -> A
 
 
 def hold(admin: KafkaAdminClient, name: str) -> None:
-    """Let a learner make no topics, add no partitions and write no records, until `release`; reading and deleting goes
-    on.
+    """Let a learner make no topics, add no partitions, write no records and commit no offsets, until `release`.
+
+    Deleting goes on, and so does reading, but for that of groups.
 
     Raises:
         KafkaError: the cluster did not take it.
@@ -166,7 +167,9 @@ def _check(errors: list[type[kafka_errors.KafkaError]]) -> None:
 
 def _holds(name: str) -> list[ACL]:
     operations = (ACLOperation.CREATE, ACLOperation.WRITE, ACLOperation.ALTER)  # ALTER: to add partitions
-    return [_acl(name, op, ResourceType.TOPIC, f"{name}.", ACLPermissionType.DENY) for op in operations]
+    denied = [(operation, ResourceType.TOPIC) for operation in operations]
+    denied.append((ACLOperation.READ, ResourceType.GROUP))  # what a member and a commit need
+    return [_acl(name, operation, kind, f"{name}.", ACLPermissionType.DENY) for operation, kind in denied]
 
 
 def held(admin: KafkaAdminClient) -> set[str]:

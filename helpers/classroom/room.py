@@ -226,6 +226,9 @@ def secured(
         "max.connections.per.ip.overrides": f"{LOOPBACK}:100000",
         "socket.request.max.bytes": str(LARGEST_REQUEST),
         "fetch.max.bytes": str(LARGEST_REQUEST),  # stock 55 MB
+        # Offsets are kept in memory, and in a topic that no quota counts (stock 4096 bytes, segments of 100 MB).
+        "offset.metadata.max.bytes": str(LARGEST_NOTE),
+        "offsets.topic.segment.bytes": "10485760",
         "num.network.threads": "3",
         "num.io.threads": "8",
         "offsets.topic.num.partitions": "6",
