@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from helpers import store
-from helpers.errors import BrokerDied, LabError, PortTaken
+from helpers.errors import BrokerDied, LabError, NoMemory, PortTaken
 from helpers.processes import Processes, tail
 
 # Outside of the range that the system gives to outgoing connections (32768 and up on Linux, 49152 on macOS): a
@@ -204,7 +204,8 @@ class Broker:
         Raises:
             PortTaken: another program listens on one of its ports.
             BrokerDied: any other reason.
-            LabError: too little memory, or a full disk.
+            NoMemory: too little memory.
+            LabError: a full disk.
         """
         status = None if self.pid is None else self._processes.exit_status(self.pid)
         if status is None:
@@ -217,7 +218,7 @@ class Broker:
                 f"{last}"
             )
         if NO_MEMORY.search(log) or status == -signal.SIGKILL:  # which the system sends when memory is short
-            raise LabError(
+            raise NoMemory(
                 f"Broker {self.node.id} had too little memory: each broker takes about 300 MB, so end other programs "
                 f"or give the machine or container more, and start again. {last}"
             )

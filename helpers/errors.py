@@ -9,5 +9,9 @@ class BrokerDied(LabError):
     """A broker ended by itself; the message carries the last lines of its log."""
 
 
+class NoMemory(LabError):
+    """A broker ended because the machine, or its own heap, had too little memory."""
+
+
 class PortTaken(BrokerDied):
     """A broker ended because another program listens on its port."""

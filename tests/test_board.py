@@ -82,6 +82,14 @@ def test_what_is_not_of_the_form_changes_nothing(topic, key, value):
     assert seen.shown(1000) == before
 
 
+def test_words_and_code_are_cut_for_good():
+    """The learner's kernel cuts them, but a learner may write to the topic without it."""
+    seen = model()
+    seen.apply("ann.progress", b"lesson_01/q1/help", said({"words": "w" * 10**6, "code": "c" * 10**6}), 1000)
+    (cell,) = seen.cells.values()
+    assert len(cell.words) == len(cell.code) == report.LONGEST
+
+
 def test_a_newcomer_does_not_get_the_answers_of_one_who_left():
     seen = model()
     for topic in ("ann.progress", "bob.progress"):

@@ -34,10 +34,12 @@ from kafka.protocol.broker_version_data import BrokerVersionData
 from kafka.protocol.metadata import ApiVersionsRequest
 from kafka.structs import OffsetAndMetadata
 
-from helpers import LabError, remote
+from helpers import Cluster, LabError, remote
 from helpers.classroom import learners, network, room, watchdog
 from helpers.classroom.folder import USUAL, Folder
 from helpers.commands import doctor
+from helpers.errors import NoMemory
+from helpers.java import java_config, start_java
 from helpers.processes import _is_over, base_folder
 from helpers.waiting import wait_until
 from tests.secured import free_ports, secured_broker
@@ -438,6 +440,71 @@ def test_a_full_corner_is_held_until_it_is_emptied(broker, bobs):
     write(broker, "bob", "bob.orders")
 
 
+def commit(admin, group: str, note: str = "", count: int = 1) -> set:
+    """Commit offsets of a group in the partitions of hugo.orders; what the broker says of each."""
+    offsets = {TopicPartition("hugo.orders", number): OffsetAndMetadata(0, note, -1) for number in range(count)}
+    waiting = (
+        kafka_errors.CoordinatorNotAvailableError,
+        kafka_errors.CoordinatorLoadInProgressError,
+        kafka_errors.NotCoordinatorError,
+    )
+
+    def once():
+        said = set(admin.alter_group_offsets(group, offsets).values())
+        return not said & set(waiting) and said
+
+    return wait_until(once, "the group's coordinator", timeout=30, pause=0.02, retry=waiting)
+
+
+def test_commits_cannot_fill_memory_and_disk(broker, monkeypatch):
+    """Offsets are kept in the broker's memory, and no quota of Kafka's counts them."""
+    monkeypatch.setattr(watchdog, "GROUPS", 10)
+    learners.add(broker.folder, broker.admin, ["hugo"])
+    with watched(broker) as told, KafkaAdminClient(**security(broker, "hugo")) as hugo:
+        hugo.create_topics({"hugo.orders": {"num_partitions": 20}})
+        assert commit(hugo, "hugo.note", "x" * 4000) == {kafka_errors.OffsetMetadataTooLargeError}
+        assert commit(hugo, "hugo.note", "x" * room.LARGEST_NOTE, 20) == {kafka_errors.NoError}
+        for number in range(1000):
+            said = commit(hugo, f"hugo.group-{number}")
+            if said != {kafka_errors.NoError}:
+                break
+        assert said == {kafka_errors.GroupAuthorizationFailedError}
+        wait_until(lambda: told, "the word of it", timeout=20)
+        assert "hugo is held" in told[0] and "groups, 10 are allowed" in told[0]
+        assert hugo.list_groups(), "he sees what to delete"
+        learners.reset(broker.admin, "hugo")
+        wait_until(lambda: told[-1] == "hugo may write again.", "the release", timeout=60)
+        again = lambda: made(hugo, "hugo.orders") or True  # noqa: E731
+        wait_until(again, "the right to make topics", timeout=30, retry=(REFUSED,))  # brokers hear of it in a moment
+        wait_until(lambda: commit(hugo, "hugo.again") == {kafka_errors.NoError}, "the right to commit", timeout=30)
+
+
+def test_a_long_name_of_a_group_counts_as_several():
+    groups = [{"group_id": "ann." + "x" * 1000}, {"group_id": "ann.b"}, {"group_id": "connect"}]
+    usage = watchdog.measure([])
+    watchdog.count_groups(types.SimpleNamespace(list_groups=lambda: groups), usage)
+    assert {name: taken.groups for name, taken in usage.items()} == {"ann": 6}
+
+
+@pytest.mark.parametrize("settings", [{}, {"compression_type": "gzip"}])
+def test_the_boards_topic_takes_no_large_records(broker, settings):
+    with pytest.raises(kafka_errors.MessageSizeTooLargeError):
+        write(broker, "carl", "carl.progress", bytes(900_000), b"lesson_01/q1", **settings)
+
+
+def test_the_boards_topic_cannot_be_filled(broker):
+    """Or its learner, who may not delete it, would be held for good, and the board read it all at each start."""
+    part = TopicPartition("carl.progress", 0)
+    with KafkaProducer(**security(broker, "carl")) as producer:
+        for number in range(80):
+            producer.send(part.topic, os.urandom(100_000), key=b"%d" % number)
+        producer.flush(timeout=60)
+    with room.connect(broker.folder, broker.folder.room(), broker.brokers.ports, KafkaConsumer) as consumer:
+        wait_until(lambda: consumer.beginning_offsets([part])[part], "the oldest to be deleted", timeout=60)
+    usage = lambda: watchdog.measure(broker.brokers.homes)["carl"].bytes  # noqa: E731
+    wait_until(lambda: usage() < 7_500_000, "the disk to be given back", timeout=60)
+
+
 def test_what_counts_as_taken(tmp_path):
     """Of each learner on each broker: bytes and files of all replicas, partitions once, what is deleted not as one."""
     gone = "ann.old-0." + "0123456789abcdef" * 2 + "-delete"
@@ -471,9 +538,58 @@ def test_the_teachers_topics_have_no_limit(monkeypatch, tmp_path):
     taken = watchdog.Usage(10**12, 10**6, {f"shared.history-{number}" for number in range(2000)}, topics)
     monkeypatch.setattr(learners, "held", lambda _admin: set())
     monkeypatch.setattr(watchdog, "measure", lambda _homes: {"shared": taken})
+    monkeypatch.setattr(watchdog, "count_groups", lambda _admin, _usage: None)
     told, nobody = [], None  # without a client, anything that it would do is an error
     watchdog.Watchdog(nobody, [tmp_path / "data"], [], 300, told.append).look()
     assert "shared" not in repr(told)
+
+
+def test_on_a_low_disk_the_largest_is_held(monkeypatch, tmp_path):
+    """And another one only if that does not help; those with little go on."""
+    held, told, megabytes, free = set(), [], {"ann": 200, "bob": 250, "carl": 29, "shared": 900}, 5_000
+    monkeypatch.setattr(learners, "held", lambda _admin: set())
+    monkeypatch.setattr(learners, "hold", lambda _admin, name: held.add(name))
+    monkeypatch.setattr(learners, "release", lambda _admin, name: held.discard(name))
+    monkeypatch.setattr(watchdog, "count_groups", lambda _admin, _usage: None)
+    usage = lambda _homes: {name: watchdog.Usage(bytes=taken * 10**6) for name, taken in megabytes.items()}  # noqa: E731
+    monkeypatch.setattr(watchdog, "measure", usage)
+    monkeypatch.setattr(watchdog.shutil, "disk_usage", lambda _path: types.SimpleNamespace(free=free * 10**6))
+    dog = watchdog.Watchdog(None, [tmp_path / "data"], [], 300, told.append)
+    for free, expected in [
+        (1_001, set()), (999, {"bob"}), (950, {"bob"}), (890, {"bob", "ann"}), (10, {"bob", "ann"}),
+        (1_050, {"bob", "ann"}), (1_101, set()), (999, {"bob"}),
+    ]:  # fmt: skip
+        dog.look()
+        assert held == expected, free
+    assert "The disk has 999 MB left" in told[0] and "bob is held" in told[1] and "250 MB theirs" in told[1]
+    megabytes["bob"] = 1  # he deletes, and it does not help enough
+    dog.look()
+    assert held == {"ann"}
+
+
+def test_a_disk_that_is_too_small_for_all(tmp_path, monkeypatch, capsys):
+    from helpers.commands.serve import _say_if_too_small
+
+    folder = Folder(tmp_path / "class")
+    folder.make(room_of("localhost"))
+    for free, warned in [(1_301, False), (1_299, True)]:
+        monkeypatch.setattr(
+            watchdog.shutil, "disk_usage", lambda _path, free=free: types.SimpleNamespace(free=free * 10**6)
+        )
+        _say_if_too_small(folder, [])
+        assert ("may take 300 MB more, and the disk has 299 to spare" in capsys.readouterr().out) == warned
+
+
+def test_a_broker_without_memory_is_started_again():
+    """One learner may have brought it there: that must not end the class."""
+    brokers, started = object.__new__(room.Brokers), []
+
+    def check():
+        raise NoMemory("Broker 1 had too little memory")
+
+    brokers._brokers = [types.SimpleNamespace(check=check, node=types.SimpleNamespace(id=1))]
+    brokers._launch = started.append
+    assert brokers.mend() == [1] and started == brokers._brokers
 
 
 def test_rights_that_the_cluster_does_not_take_are_an_error(tmp_path):
@@ -496,6 +612,7 @@ def test_rights_that_the_cluster_does_not_take_are_an_error(tmp_path):
     ):
         with pytest.raises(refused):
             change()
+    admin.create_acls = lambda _acls: {"failed": []}
     admin.delete_acls = lambda filters: [(each, [], kafka_errors.NoError) for each in filters]
     with pytest.raises(LabError, match="log-in of ann .not now."):
         learners.remove(folder, admin, "ann")
@@ -595,6 +712,101 @@ def test_nine_thousand_partitions_in_one_request(broker):
 # -- what a teacher does, by command -----------------------------------------------------------------------------------
 
 
+@pytest.mark.full
+def test_a_reset_beside_running_programs(broker, monkeypatch):
+    """Of one that joins again and again, and of a share group, whose members the administrator cannot remove."""
+    learners.add(broker.folder, broker.admin, ["ivan"])
+    for name, value in broker.environment("ivan").items():
+        monkeypatch.setenv(name, value)
+    stop, refused = threading.Event(), []
+
+    def classic():
+        while not stop.is_set():
+            with (
+                contextlib.suppress(kafka_errors.KafkaError),
+                KafkaConsumer("ivan.orders", group_id="ivan.classic", **security(broker, "ivan")) as consumer,
+            ):
+                while not stop.is_set():
+                    consumer.poll(timeout_ms=100)
+
+    def share(lab):
+        from java.time import Duration
+        from org.apache.kafka.clients.consumer import KafkaShareConsumer
+        from org.apache.kafka.common.errors import GroupAuthorizationException
+        from org.apache.kafka.common.serialization import StringDeserializer
+
+        config = java_config(lab, {"group.id": "ivan.share"})
+        with KafkaShareConsumer(config, StringDeserializer(), StringDeserializer()) as consumer:
+            consumer.subscribe(["ivan.orders"])
+            with contextlib.suppress(GroupAuthorizationException):
+                while not stop.is_set():
+                    consumer.poll(Duration.ofMillis(100))
+            refused.append(not stop.is_set())
+
+    with Cluster() as lab, KafkaAdminClient(**security(broker, "ivan")) as ivan:
+        ivan.create_topics({"ivan.orders": {"num_partitions": 1}})
+        start_java()
+        threads = [threading.Thread(target=classic), threading.Thread(target=share, args=(lab,))]
+        for thread in threads:
+            thread.start()
+        try:
+            groups = lambda: {g["group_id"] for g in ivan.list_groups() if g["group_state"] == "Stable"}  # noqa: E731
+            passing = (kafka_errors.CoordinatorLoadInProgressError,)
+            wait_until(lambda: groups() == {"ivan.classic", "ivan.share"}, "the members", timeout=60, retry=passing)
+            assert learners.reset(broker.admin, "ivan") == 1
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
+        assert refused == [True]
+        made(ivan, "ivan.orders")
+        again = lambda: read_by_group(broker, "ivan")  # noqa: E731
+        wait_until(
+            again, "his groups to work again", timeout=30, retry=(REFUSED,)
+        )  # brokers hear of rights in a moment
+
+
+def read_by_group(broker, name: str) -> list[bytes]:
+    write(broker, name, f"{name}.orders")
+    return read(broker, name, f"{name}.orders", group=f"{name}.again")
+
+
+def test_a_new_password_ends_what_is_connected(monkeypatch):
+    """When it has to log in again; the others do so without noticing."""
+    monkeypatch.setattr(room, "LOG_IN_AGAIN", 2)
+    with secured_broker() as broker:
+        learners.add(broker.folder, broker.admin, ["ann", "bob"])
+        for name in ("ann", "bob"):
+            broker.admin.create_topics({f"{name}.orders": {"num_partitions": 1}})
+        old = broker.folder.room().learners["ann"]
+        with (
+            KafkaProducer(**security(broker, "ann"), reconnect_backoff_max_ms=200) as anns,
+            KafkaProducer(**security(broker, "bob")) as bobs,
+            KafkaConsumer(
+                "bob.orders", **security(broker, "bob"), group_id="bob.g", auto_offset_reset="earliest"
+            ) as consumer,
+            KafkaAdminClient(**security(broker, "bob")) as admin,
+        ):
+            anns.send("ann.orders", b"x").get(30)
+            learners.renew(broker.folder, broker.admin, "ann")
+            sent, got, ended, deadline = 0, 0, False, time.monotonic() + 40
+            while not ended or got < sent:
+                assert time.monotonic() < deadline, (sent, got, ended)
+                if not ended:
+                    bobs.send("bob.orders", b"x").get(30)
+                    sent += 1
+                    try:
+                        anns.send("ann.orders", b"x").get(4)
+                    except kafka_errors.KafkaError:  # kafka-python 3.0.12 says nothing, and tries again
+                        ended = True
+                got += sum(map(len, consumer.poll(timeout_ms=100).values()))
+                consumer.commit()
+                assert admin.list_topics()
+            end = read_end(broker, "ann.orders")
+            assert write(broker, "ann", "ann.orders").offset == end  # with the new one
+            learners.enrol(broker.admin, {"ann": old})  # or it would not end
+
+
 class Served:
     """`python -m helpers serve` as a process of its own."""
 
@@ -683,7 +895,7 @@ def command_lines() -> str:
 def test_a_class_from_first_to_last(served, tmp_path):
     served.start("--learners", "2", "--address", "localhost")
     assert "listens on 127.0.0.1." in served.said and f"helpers board --dir {served.folder}," in served.said
-    assert re.search("500 partitions and 300 MB; looked at every 1 s, and held when above", served.said)
+    assert re.search("500 partitions, 300 groups and 300 MB; looked at every 1 s, and held when above", served.said)
     cards = served.folder / "cards"
     assert sorted(card.name for card in cards.iterdir()) == ["learner01.txt", "learner02.txt"]
     assert served.command("add", "ann").output.strip() == str(cards / "ann.txt")
@@ -746,6 +958,11 @@ def holds(path: Path, secrets: list[str]) -> bool:
 @pytest.mark.full
 def test_a_killed_serve_takes_its_brokers_along(served):
     served.start("--address", "localhost")
+    next(
+        child for child in served.children if "kafka.Kafka" in child.cmdline()
+    ).kill()  # as a full memory makes Linux do
+    wait_until(lambda: "is started again" in served.said, "the broker to be mended", timeout=30)
+    served.children = psutil.Process(served.process.pid).children(recursive=True)
     served.process.kill()
     served.process.wait()
     wait_until(lambda: all(map(_is_over, served.children)), "the brokers to be gone", timeout=10)

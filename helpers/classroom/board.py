@@ -19,6 +19,7 @@ from kafka import errors as kafka_errors
 from helpers.classroom import room
 from helpers.classroom.folder import Folder
 from helpers.classroom.learners import BOARD
+from helpers.classroom.report import LONGEST
 from helpers.errors import LabError
 
 STUCK = 3  # tries without success
@@ -69,7 +70,7 @@ class Model:
             return
         try:
             said = json.loads(value or b"{}")
-            words, code, state = (_printable(str(said.get(name, ""))) for name in ("words", "code", "state"))
+            words, code, state = (_printable(str(said.get(name, ""))[:LONGEST]) for name in ("words", "code", "state"))
         except (ValueError, AttributeError, RecursionError):  # the last: [[[[… goes deeper than json can
             return
         cell = self.cells.setdefault((learner, found[1], found[2]), Cell())

@@ -35,6 +35,7 @@ SHARED = "shared"  # nobody's name: what begins with it is the teacher's, for al
 RESERVED = {SHARED, "admin", "course"}
 KINDS = (ResourceType.TOPIC, ResourceType.GROUP, ResourceType.TRANSACTIONAL_ID)
 BOARD = "progress"  # the topic in a learner's corner that the board reads
+EMPTYING = 75  # seconds at most for a reset: members that cannot be removed are out after their session, 45 s
 
 #: What one learner may take of the brokers (Kafka's client quotas), per second; a request that goes beyond has to wait.
 QUOTAS = {
@@ -88,9 +89,18 @@ def add(folder: Folder, admin: KafkaAdminClient, names: list[str]) -> None:
 
 
 def _board_topic(replicas: int) -> dict:
-    """The last word on each question is kept for good, and all of a day's words for a day (compaction's lag)."""
+    """The last word on each question is kept for good, and all of a day's words for a day (compaction's lag).
+
+    The learner may write what they like, and delete nothing: who writes far more than a class takes loses their own
+    oldest words, instead of being held for good, and the board has no more than that to read.
+    """
     configs = {
-        "cleanup.policy": "compact",
+        "cleanup.policy": "compact,delete",
+        "retention.ms": "-1",
+        "retention.bytes": "5000000",
+        "segment.bytes": "1048576",  # what is deleted is a whole one
+        "max.message.bytes": "262144",  # a call for help in any script
+        "compression.type": "uncompressed",  # so that the limit is of what the board unpacks
         "min.compaction.lag.ms": str(24 * 3600 * 1000),
         "message.timestamp.type": "LogAppendTime",  # by the broker's clock, whatever the learner's says
     }
@@ -125,8 +135,9 @@ def _acl(name, operation, kind, prefix, permission=ACLPermissionType.ALLOW) -> A
 
 
 def hold(admin: KafkaAdminClient, name: str) -> None:
-    """Let a learner make no topics, add no partitions and write no records, until `release`; reading and deleting goes
-    on.
+    """Let a learner make no topics, add no partitions, write no records and commit no offsets, until `release`.
+
+    Deleting goes on, and so does reading, but for that of groups.
 
     Raises:
         KafkaError: the cluster did not take it.
@@ -156,7 +167,9 @@ def _check(errors: list[type[kafka_errors.KafkaError]]) -> None:
 
 def _holds(name: str) -> list[ACL]:
     operations = (ACLOperation.CREATE, ACLOperation.WRITE, ACLOperation.ALTER)  # ALTER: to add partitions
-    return [_acl(name, op, ResourceType.TOPIC, f"{name}.", ACLPermissionType.DENY) for op in operations]
+    denied = [(operation, ResourceType.TOPIC) for operation in operations]
+    denied.append((ACLOperation.READ, ResourceType.GROUP))  # what a member and a commit need
+    return [_acl(name, operation, kind, f"{name}.", ACLPermissionType.DENY) for operation, kind in denied]
 
 
 def held(admin: KafkaAdminClient) -> set[str]:
@@ -209,7 +222,13 @@ def set_quotas(admin: KafkaAdminClient) -> None:
 def reset(admin: KafkaAdminClient, name: str, keep: tuple[str, ...] = (BOARD,)) -> int:
     """Empty a learner's corner: topics, members of groups, groups; returns how many topics there were.
 
-    What the board knows of them is kept; answers are in their notebooks, on their machine.
+    What the board knows of them is kept; answers are in their notebooks, on their machine. Meanwhile they may not use
+    groups: or the members that still run would join again, and those of the newer protocols, which kafka-python 3.0.12
+    cannot remove, would stay.
+
+    Raises:
+        KafkaError: the cluster did not take a right, or not back.
+        TimeoutError: it takes too long.
     """
     mine, kept = f"{name}.", {f"{name}.{topic}" for topic in keep}
     count = 0
@@ -229,12 +248,18 @@ def reset(admin: KafkaAdminClient, name: str, keep: tuple[str, ...] = (BOARD,)) 
         count = max(count, len(topics))
         return not topics and not groups
 
-    wait_until(empty, f"the corner of {name} to be empty", timeout=30, pause=0.2, retry=PASSING)
+    shut = _acl(name, ACLOperation.ALL, ResourceType.GROUP, mine, ACLPermissionType.DENY)
+    _check(admin.create_acls([shut])["failed"])
+    try:
+        wait_until(empty, f"the corner of {name} to be empty", timeout=EMPTYING, pause=0.2, retry=PASSING)
+    finally:
+        _delete_rights(admin, [_filter(shut)])
     return count
 
 
 def remove(folder: Folder, admin: KafkaAdminClient, name: str) -> None:
-    """Take a learner out: rights first, which ends what is connected, then the log-in, the corner and the card.
+    """Take a learner out: rights first, so that what is connected can do nothing more, then the log-in, the corner and
+    the card. What is connected ends when it has to log in again (`room.LOG_IN_AGAIN`).
 
     Raises:
         LabError: there is no such learner, or the cluster keeps the log-in.
@@ -255,7 +280,8 @@ def remove(folder: Folder, admin: KafkaAdminClient, name: str) -> None:
 
 
 def renew(folder: Folder, admin: KafkaAdminClient, name: str) -> None:
-    """Give a learner another password and a new card."""
+    """Give a learner another password and a new card. What is connected with the old one ends when it has to log in
+    again (`room.LOG_IN_AGAIN`)."""
     with folder.change() as room:
         check_known(room, name)
         room.learners[name] = secrets.token_urlsafe(12)

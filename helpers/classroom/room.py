@@ -24,7 +24,7 @@ from helpers.broker import Broker, Node, choose_nodes, properties, with_aot_cach
 from helpers.classroom.certificates import write_certificate
 from helpers.classroom.folder import Folder, Room
 from helpers.cluster import prepare_cache
-from helpers.errors import BrokerDied, LabError, PortTaken
+from helpers.errors import BrokerDied, LabError, NoMemory, PortTaken
 from helpers.processes import Processes
 from helpers.waiting import wait_until
 
@@ -34,6 +34,8 @@ EVERYWHERE = "0.0.0.0"
 INSIDE = "localhost"  # the name of the internal listeners in the certificate
 CONNECTIONS = 600  # from one address; a learner has some ten, and a room behind one router shares an address
 LARGEST_REQUEST = 4 * 1024 * 1024  # bytes; the clients' own limit is 1 MiB
+LARGEST_NOTE = 256  # bytes that a consumer may add to an offset; Kafka Streams adds some twenty
+LOG_IN_AGAIN = 60  # seconds after which a connection has to; the clients do it by themselves, with what they know
 
 
 class Brokers:
@@ -121,13 +123,13 @@ class Brokers:
         """Start brokers that died by themselves again; returns their ids.
 
         Raises:
-            LabError: the disk or the memory is full, which a new start would not mend.
+            LabError: the disk is full, which a new start would not mend.
         """
         mended = []
         for broker in self._brokers:
             try:
                 broker.check()
-            except BrokerDied:
+            except (BrokerDied, NoMemory):
                 self._launch(broker)
                 mended.append(broker.node.id)
         return mended
@@ -219,11 +221,16 @@ def secured(
         "ssl.truststore.location": str(folder.ca_file),
         "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
         "super.users": f"User:{ADMIN}",
+        # a new password, or a learner's removal, ends what is connected; stock 0, which is for ever
+        "listener.name.learners.scram-sha-512.connections.max.reauth.ms": str(LOG_IN_AGAIN * 1000),
         # one learner's machine cannot take all connections, nor one request all of the memory (stock: no limit, 100 MB)
         "max.connections.per.ip": str(CONNECTIONS),
         "max.connections.per.ip.overrides": f"{LOOPBACK}:100000",
         "socket.request.max.bytes": str(LARGEST_REQUEST),
         "fetch.max.bytes": str(LARGEST_REQUEST),  # stock 55 MB
+        # Offsets are kept in memory, and in a topic that no quota counts (stock 4096 bytes, segments of 100 MB).
+        "offset.metadata.max.bytes": str(LARGEST_NOTE),
+        "offsets.topic.segment.bytes": "10485760",
         "num.network.threads": "3",
         "num.io.threads": "8",
         "offsets.topic.num.partitions": "6",

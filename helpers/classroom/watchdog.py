@@ -1,8 +1,10 @@
-"""What Kafka has no quota for: how many partitions a learner has, and how much disk.
+"""What Kafka has no quota for: how many partitions and groups a learner has, and how much disk.
 
-It looks at the brokers' own folders, each second. A learner above the limit can make no topics and write no records
-until they are below it again: they delete some, or the teacher resets their corner. One who is far above it, which a
-single request with thousands of partitions can do, loses topics, those with the most partitions first.
+It looks at the brokers' own folders, each second, and asks for the groups. A learner above the limit can make no
+topics, write no records and commit no offsets until they are below it again: they delete some, or the teacher resets
+their corner. One who is far above it, which a single request with thousands of partitions can do, loses topics, those
+with the most partitions first. All within their limits may still take more than the disk has: when it runs low, the
+largest is held, and another one whenever it gets lower.
 """
 
 import contextlib
@@ -15,14 +17,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kafka import KafkaAdminClient
+from kafka import errors as kafka_errors
 
 from helpers.classroom import learners
 from helpers.classroom.learners import BOARD
 
 SECONDS = 1.0  # between two looks
 PARTITIONS = 500  # a learner may have; all lessons together make some 300, if none is ever stopped
+GROUPS = 300  # a learner may have; all lessons together make some 80
 FILES = 10_000  # a learner may have: a topic whose segments are tiny has many
-LOW = 1_000_000_000  # bytes of free disk below which the teacher is told
+LOW = 1_000_000_000  # bytes of free disk below which the teacher is told, and the largest is held
+LOWER = 100_000_000  # bytes less, after which the next one is
 LARGEST_LOG = 50_000_000  # bytes of a broker's own log, which is then begun anew
 
 _FOLDER = re.compile(r"(?P<topic>.+)-(?P<partition>\d+)(?P<deleted>\.[0-9a-f]{32}-delete)?")
@@ -36,6 +41,7 @@ class Usage:
     files: int = 0
     partitions: set[str] = field(default_factory=set)
     topics: Counter = field(default_factory=Counter)
+    groups: int = 0
 
     def excess(self, megabytes: int) -> str:
         """Which limit is passed, in a few words; empty if none."""
@@ -45,6 +51,8 @@ class Usage:
             return f"{self.bytes / 1e6:.0f} MB on disk, {megabytes} are allowed"
         if self.files > FILES:
             return f"{self.files} files, {FILES} are allowed"
+        if self.groups > GROUPS:
+            return f"{self.groups} groups, {GROUPS} are allowed"
         return ""
 
     def surplus(self) -> list[str]:
@@ -76,6 +84,19 @@ def measure(homes: list[Path]) -> dict[str, Usage]:
     return found
 
 
+def count_groups(admin: KafkaAdminClient, usage: dict[str, Usage]) -> None:
+    """Count the groups in. Their offsets are in the brokers' memory and in a topic of Kafka's own; with each goes the
+    group's name, so that one longer than a topic's may be counts as several.
+
+    Raises:
+        KafkaError: the brokers do not say.
+    """
+    for group in admin.list_groups():
+        owner, dot, _ = group["group_id"].partition(".")
+        if dot:
+            usage[owner].groups += 1 + len(group["group_id"]) // 250
+
+
 def _folders(home: Path):
     """Name, bytes on disk and number of files of each folder; what vanishes meanwhile is left out."""
     with contextlib.suppress(OSError), os.scandir(home) as folders:
@@ -105,20 +126,26 @@ class Watchdog:
         self._held = learners.held(admin)
         self._deleted: set[str] = set()
         self._low = False
+        self._lowest = LOW
+        self._largest: set[str] = set()
 
     def look(self) -> None:
         """One round."""
         usage = measure(self._homes)
+        found = self._look_at_disk(usage)  # first: a full disk is told also when the brokers do not answer
+        try:
+            count_groups(self._admin, usage)
+        except kafka_errors.CoordinatorLoadInProgressError:
+            return  # for a moment, at a broker's start or the first group; who is held must not be released by it
         for name, taken in usage.items():
-            if name in learners.RESERVED:
-                continue  # the teacher's, without limits
-            excess = taken.excess(self._megabytes)
-            if not excess:
-                continue
+            excess = taken.excess(self._megabytes) or found.get(name)
+            if not excess or name in learners.RESERVED:
+                continue  # the teacher's are without limits
+            found[name] = excess
             if name not in self._held:
                 learners.hold(self._admin, name)
                 self._held.add(name)
-                self._tell(f"{name} is held, and can only read and delete: {excess}.")
+                self._tell(f"{name} is held, and can only delete, and read without a group: {excess}.")
             surplus = taken.surplus()
             if len(taken.partitions) > 2 * PARTITIONS and surplus:
                 # Again with each look: thousands take the broker a minute, in which it may not hear the first time.
@@ -126,18 +153,34 @@ class Watchdog:
                 if new := [topic for topic in surplus if topic not in self._deleted]:
                     self._deleted.update(new)
                     self._tell(f"{name} loses {', '.join(new[:3])}{' …' * (len(new) > 3)}: far too many partitions.")
-        for name in [name for name in self._held if not usage.get(name, Usage()).excess(self._megabytes)]:
+        for name in self._held - found.keys():
             learners.release(self._admin, name)
             self._held.discard(name)
             self._deleted = {topic for topic in self._deleted if not topic.startswith(f"{name}.")}
             self._tell(f"{name} may write again.")
-        self._look_at_disk()
+        self._look_at_logs()
 
-    def _look_at_disk(self) -> None:
+    def _look_at_disk(self, usage: dict[str, Usage]) -> dict[str, str]:
+        """Who is held because the disk runs low, and why: the largest, if they take more than a tenth of what they may;
+        the next one only if it gets lower still, since the disk may be full of what is not theirs."""
         free = shutil.disk_usage(self._homes[0].parent).free
         if free < LOW and not self._low:
             self._tell(f"The disk has {free / 1e6:.0f} MB left: free some, or the brokers will stop.")
-        self._low = free < LOW
+        if free >= LOW * (1.1 if self._low else 1):  # not to and fro
+            self._low, self._lowest = False, LOW
+            self._largest.clear()
+            return {}
+        self._low = True
+        large = {name for name, taken in usage.items() if taken.bytes > self._megabytes * 100_000} - learners.RESERVED
+        self._largest &= large
+        if not self._largest:
+            self._lowest = LOW
+        if free < self._lowest and (others := large - self._largest):
+            self._largest.add(max(others, key=lambda name: usage[name].bytes))
+            self._lowest = free - LOWER
+        return {name: f"the disk is nearly full, and {usage[name].bytes / 1e6:.0f} MB theirs" for name in self._largest}
+
+    def _look_at_logs(self) -> None:
         for log in self._logs:
             with contextlib.suppress(OSError):
                 if log.stat().st_size > LARGEST_LOG:

@@ -86,8 +86,9 @@ def _serve(folder, count: int, address, brokers, port, disk) -> None:
                 learners.add(folder, admin, names)
             learners.write_cards(folder, kept, sorted(kept.learners))  # the address may be another one today
             ended.awaited = True
-            _say(folder, served.bound, time.monotonic() - began)
             dog = watchdog.Watchdog(admin, served.homes, served.logs, kept.megabytes, _tell)
+            _say(folder, served.bound, time.monotonic() - began)
+            _say_if_too_small(folder, served.homes)
             _watch(folder, served, dog, ended)
             click.echo("Stopping the brokers …")
         click.echo(f"Stopped. Records, learners and cards are kept in {folder.path}.")
@@ -136,14 +137,32 @@ def _say(folder, bound: str, seconds: float) -> None:
         click.echo(f"  This machine's firewall must let in TCP port {ports}.")
     click.echo(f"  {len(kept.learners)} learners; their cards are in {folder.path / 'cards'}")
     click.echo(
-        f"  Each may have {watchdog.PARTITIONS} partitions and {kept.megabytes} MB; looked at every "
-        f"{watchdog.SECONDS:g} s, and held when above."
+        f"  Each may have {watchdog.PARTITIONS} partitions, {watchdog.GROUPS} groups and {kept.megabytes} MB; looked "
+        f"at every {watchdog.SECONDS:g} s, and held when above."
     )
     where = folder.option
     click.echo(
         f"  In another terminal: python -m helpers board{where}, python -m helpers serve{where} add|reset|remove NAME"
     )
     click.echo("Ctrl-C stops it; everything is kept.")
+
+
+def _say_if_too_small(folder, homes: list[Path]) -> None:
+    """Warn when the disk is full before each learner has what they may take."""
+    import shutil
+
+    from helpers.classroom import watchdog
+
+    kept, usage = folder.room(), watchdog.measure(homes)
+    taken = [usage[name].bytes / 1e6 if name in usage else 0 for name in kept.learners]
+    wanted = sum(max(0, kept.megabytes - megabytes) for megabytes in taken)
+    free = (shutil.disk_usage(folder.path).free - watchdog.LOW) / 1e6
+    if wanted > free:
+        click.secho(
+            f"  All learners together may take {wanted:.0f} MB more, and the disk has {max(0, free):.0f} to spare: "
+            "free some, or give each less by --disk. When it runs low, the largest are held.",
+            fg="yellow",
+        )
 
 
 def _watch(folder, served, dog, ended: threading.Event) -> None:
@@ -259,7 +278,7 @@ def add(folder, names: tuple[str, ...]) -> None:
 @in_other_folder
 @click.pass_obj
 def reset(folder, name: str) -> None:
-    """Empty a learner's corner of topics and groups.
+    """Empty a learner's corner of topics and groups. Programs of theirs that use groups end with an error.
 
     No answer is lost: the learner's notebooks are on the learner's machine, and what the board shows is kept. They run
     the lesson's first cells again.
@@ -303,15 +322,19 @@ def password(folder, name: str) -> None:
 @click.pass_obj
 def status(folder) -> None:
     """Say whether the class is being served, and what each learner takes."""
-    from helpers.classroom import watchdog
+    from helpers.classroom import learners, watchdog
 
     kept = folder.room()
     click.echo(f"{kept.servers} {'is being served' if folder.is_served() else 'is not being served'}")
     usage = watchdog.measure([folder.path / f"broker-{id}" / "data" for id in range(1, kept.brokers + 1)])
+    held = set()
+    with contextlib.suppress(LabError), administrator(folder) as admin:  # it may not run
+        watchdog.count_groups(admin, usage)
+        held = learners.held(admin)
     for name in sorted(kept.learners):
         taken = usage.get(name, watchdog.Usage())
         excess = taken.excess(kept.megabytes)
-        note = f"  held: {excess}" if excess else ""
+        note = f"  held: {excess}" if excess else "  held" if name in held else ""
         click.echo(f"  {name:<30} {len(taken.partitions):>5} partitions {taken.bytes / 1e6:>7.1f} MB{note}")
 
 
