@@ -178,7 +178,8 @@ def test_the_last_word_on_a_question_is_what_stays(broker):
     topic = ConfigResource(ConfigResourceType.TOPIC, "gus.progress")
     try:
         (kept,) = broker.admin.describe_configs([topic])["topic"].values()
-        assert kept["cleanup.policy"]["value"] == "compact"
+        # by size, 5 MB, and not by age
+        assert (kept["cleanup.policy"]["value"], kept["retention.ms"]["value"]) == ("compact,delete", "-1")
         assert int(kept["min.compaction.lag.ms"]["value"]) == 24 * 3600 * 1000
         topic.configs = {"min.compaction.lag.ms": "0", "segment.ms": "1", "min.cleanable.dirty.ratio": "0.01"}
         broker.admin.alter_configs([topic])
