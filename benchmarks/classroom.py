@@ -159,13 +159,14 @@ def imports_of(lesson: str) -> str:
 def idle_kernel(brokers: int):
     """The process of a notebook's kernel that has run a lesson's imports and started brokers of its own."""
     env = {key: value for key, value in os.environ.items() if not key.startswith("COURSE_B")}
-    manager, client = start_new_kernel(kernel_name="python3", env=env, cwd=str(ROOT))
+    # its warnings are of no use here
+    manager, client = start_new_kernel(kernel_name="python3", env=env, cwd=str(ROOT), stderr=subprocess.DEVNULL)
     try:
         for code in (imports_of("01"), f"cluster = Cluster(brokers={brokers})"):
-            answer = client.execute_interactive(code, timeout=120, output_hook=print)
-            assert answer["content"]["status"] == "ok"
+            answer = client.execute_interactive(code, timeout=120, output_hook=lambda _message: None)
+            assert answer["content"]["status"] == "ok", answer["content"]
         yield psutil.Process(manager.provisioner.pid)
-        client.execute_interactive("cluster.stop()", timeout=60, output_hook=print)
+        client.execute_interactive("cluster.stop()", timeout=60, output_hook=lambda _message: None)
     finally:
         client.stop_channels()
         manager.shutdown_kernel(now=True)
