@@ -99,6 +99,7 @@ def dual_write(address, connection, topic) -> None:
     """What people write without an outbox."""
     with create_engine(address).begin() as transaction:
         number = transaction.execute(insert(Order).values(customer="ann").returning(Order.c.id)).scalar_one()
+    workers.point("the order is there")
     with KafkaProducer(**connection) as producer:
         producer.send(topic, b"{}", key=str(number).encode()).get(timeout=10)
 
@@ -283,7 +284,7 @@ def test_control_a_dual_write_leaves_halves(lab):
         halves.append(orders != told)
         return killed
 
-    steps_until_it_lives(kill_at, 2)
+    steps_until_it_lives(kill_at, 3)
     assert any(halves)
 
 
