@@ -771,6 +771,7 @@ def read_by_group(broker, name: str) -> list[bytes]:
     return read(broker, name, f"{name}.orders", group=f"{name}.again")
 
 
+@pytest.mark.full
 def test_a_new_password_ends_what_is_connected(monkeypatch):
     """When it has to log in again; the others do so without noticing."""
     monkeypatch.setattr(room, "LOG_IN_AGAIN", 2)
