@@ -122,13 +122,13 @@ def test_from_a_check_to_the_board(broker, joined, monkeypatch):
     code = "def answer():\n    return 'my secret idea'"
     shell = types.SimpleNamespace(user_ns={"In": ["import json", code, "q1.check()"]})
     monkeypatch.setattr(questions, "get_ipython", lambda: shell)
-    question = questions.Question(
+    asked = questions.Question(
         "q1", wants=("answer",), starter="def answer(): ...", solution="", judge=lambda _lab, f: None, hints=[], why=""
     )
-    question.lesson = "lesson_01"
+    asked.lesson = "lesson_01"
     namespace = {}
     exec(code, namespace)
-    assert question.judge(namespace).state == "right"
+    assert asked.judge(namespace).state == "right"
     report.observe("lesson_09", "q1", "not right")
     report.observe("lesson_01", "q2", "not started")
     assert report.wait(30)
@@ -138,8 +138,8 @@ def test_from_a_check_to_the_board(broker, joined, monkeypatch):
     assert [cell["state"] for cell in row["cells"]] == ["right", "", "not right"]
     assert "secret idea" not in repr(reader.model)
 
-    question.name = "q2"
-    assert "ask for help" in question.ask("I am lost").title
+    asked.name = "q2"
+    assert "ask for help" in asked.ask("I am lost").title
     assert report.wait(30)
     wait_until(lambda: reader.step(200) or reader.model.shown(time.time())["trouble"], "the call", timeout=30)
     (entry,) = reader.model.shown(time.time())["trouble"]
@@ -301,8 +301,8 @@ def test_a_check_does_not_wait_for_the_board(unheard):
 
 def test_a_call_for_help_that_does_not_arrive(unheard, monkeypatch):
     monkeypatch.setattr(questions, "ARRIVAL", 0.1)
-    question = questions.Question("q1", wants=(), starter="", solution="", judge=print, hints=[], why="")
-    assert "raise your hand" in str(question.ask("help"))
+    asked = questions.Question("q1", wants=(), starter="", solution="", judge=print, hints=[], why="")
+    assert "raise your hand" in str(asked.ask("help"))
 
 
 def test_without_a_class_nothing_is_told(monkeypatch):
@@ -310,8 +310,8 @@ def test_without_a_class_nothing_is_told(monkeypatch):
     monkeypatch.setattr(report, "tell", lambda *_: pytest.fail("told"))
     monkeypatch.setattr(report, "somebody_is_watching", lambda: True)
     report.observe("lesson_01", "q1", "right")
-    question = questions.Question("q1", wants=(), starter="", solution="", judge=print, hints=[], why="")
-    assert "not joined" in question.ask("help").title
+    asked = questions.Question("q1", wants=(), starter="", solution="", judge=print, hints=[], why="")
+    assert "not joined" in asked.ask("help").title
 
 
 def test_the_page_is_for_this_machine_only():

@@ -309,9 +309,9 @@ def test_an_exception_of_a_python_object_that_jpype_takes_itself(drive):
 )
 def test_the_first_topology(cluster, topics, guarantee, protocol):
     source, target = topics
-    topology = mapped(source, lambda value: value.upper(), target)
+    steps = mapped(source, lambda value: value.upper(), target)
     config = {"processing.guarantee": guarantee, "group.protocol": protocol}
-    with Streams(cluster, topology, application_id(cluster, "uppercase"), config) as streams:
+    with Streams(cluster, steps, application_id(cluster, "uppercase"), config) as streams:
         streams.wait_until_caught_up()
         assert values(cluster, target) == [f"ORDER {number}" for number in range(5)]
     assert streams.state().name() == "NOT_RUNNING"
@@ -370,8 +370,8 @@ def test_records_of_aborted_transactions_do_not_keep_it_waiting(cluster):
             producer.flush()
             end()
     config = {"processing.guarantee": "exactly_once_v2"}
-    topology = mapped(source, lambda value: value, target)
-    with Streams(cluster, topology, application_id(cluster, "payments"), config) as streams:
+    steps = mapped(source, lambda value: value, target)
+    with Streams(cluster, steps, application_id(cluster, "payments"), config) as streams:
         streams.wait_until_caught_up()
         assert values(cluster, target) == ["commit_transaction"]
 
@@ -433,9 +433,9 @@ def test_topics_that_do_not_exist_are_named(cluster):
 
 
 def test_wrong_settings_are_one_sentence(cluster, topics):
-    topology = mapped(topics[0], lambda value: value, topics[1])
+    steps = mapped(topics[0], lambda value: value, topics[1])
     with pytest.raises(LabError, match="processing.guarantee: String must be one of"):
-        Streams(cluster, topology, "wrong", {"processing.guarantee": "exactly_once"})
+        Streams(cluster, steps, "wrong", {"processing.guarantee": "exactly_once"})
     with pytest.raises(TypeError, match="mapValues"):
         mapped(topics[0], lambda: None, topics[1])
 

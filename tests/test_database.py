@@ -323,7 +323,7 @@ def test_two_at_once_on_an_empty_cache(tmp_path):
 
 
 @pytest.fixture
-def cache(monkeypatch, tmp_path):
+def cache_copy(monkeypatch, tmp_path):
     """A cache of one's own, filled from the usual one."""
     database.prepare()
     filled = tmp_path / "cache"
@@ -332,7 +332,7 @@ def cache(monkeypatch, tmp_path):
     return filled
 
 
-def test_a_damaged_template_is_made_anew(cache):
+def test_a_damaged_template_is_made_anew(cache_copy):
     control = database._template() / "global" / "pg_control"
     control.write_bytes(control.read_bytes()[:100])
     with Database() as one:
@@ -340,7 +340,7 @@ def test_a_damaged_template_is_made_anew(cache):
     assert control.stat().st_size > 1000
 
 
-def test_a_server_that_does_not_start_shows_its_log(cache, monkeypatch):
+def test_a_server_that_does_not_start_shows_its_log(cache_copy, monkeypatch):
     runs = []
     monkeypatch.setattr(database, "Processes", lambda: runs.append(Processes()) or runs[-1])
     monkeypatch.setattr(database, "PORT", "nonsense")

@@ -47,7 +47,7 @@ def lay(source, target):
 
 
 @pytest.fixture
-def cache(tmp_path, monkeypatch):
+def cache_copy(tmp_path, monkeypatch):
     """A whole cache of the test's own, made of the warm one."""
     if not store.is_ready():
         cluster.prepare_cache()
@@ -191,7 +191,7 @@ def test_jars_come_from_a_mirror_with_a_ca_of_its_own(one_jar, monkeypatch, tmp_
 
 
 @pytest.mark.parametrize("damage", [lambda jar: jar[:-1] + b"?", lambda jar: jar[:1000], lambda jar: b""])
-def test_a_damaged_jar_is_fetched_again(cache, monkeypatch, damage):
+def test_a_damaged_jar_is_fetched_again(cache_copy, monkeypatch, damage):
     jar = min(store.jar_list("kafka_jars.txt"), key=lambda jar: jar.size)
     path = store.jars_folder() / jar.path
     whole = path.read_bytes()
@@ -256,8 +256,8 @@ def unwritable(folder: Path):
         subprocess.run(["chattr", "-i", folder], check=True)
 
 
-def test_a_cache_that_cannot_be_written_is_enough_when_it_is_whole(cache):
-    with unwritable(cache):
+def test_a_cache_that_cannot_be_written_is_enough_when_it_is_whole(cache_copy):
+    with unwritable(cache_copy):
         assert works(Cluster())
 
 
@@ -283,7 +283,7 @@ def test_a_file_in_place_of_the_cache_folder(one_jar):
     ],
     ids=["cut off", "overwritten", "empty", "another's"],
 )
-def test_a_bad_aot_cache_is_passed_over(cache, damage):
+def test_a_bad_aot_cache_is_passed_over(cache_copy, damage):
     replace(store.aot_cache(), damage(store.aot_cache().read_bytes()))
     assert works(Cluster())
 

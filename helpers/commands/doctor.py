@@ -241,8 +241,8 @@ def memory_free(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
 def check_disk() -> Finding:
     """Disk for the brokers' data and for the cache, and whether both can be written."""
     base_folder()  # says in one sentence where it cannot be made
-    temp, cache = Path(tempfile.gettempdir()), _existing(store.cache_folder())
-    data_free, cache_free = shutil.disk_usage(temp).free, shutil.disk_usage(cache).free
+    temp, disk = Path(tempfile.gettempdir()), _existing(store.cache_folder())
+    data_free, cache_free = shutil.disk_usage(temp).free, shutil.disk_usage(disk).free
     text = (
         f"{_size(data_free)} free for the brokers' data ({temp}), "
         f"{_size(cache_free)} for the cache ({store.cache_folder()})"
@@ -253,8 +253,8 @@ def check_disk() -> Finding:
             text,
             f"A lesson needs {_size(DATA)} in {temp}: free some, or set TMPDIR to a folder on another disk.",
         )
-    if not os.access(cache, os.W_OK) and not store.is_ready():
-        return Finding("bad", text, f"{cache} cannot be written: set COURSE_CACHE_DIR to a folder of your own.")
+    if not os.access(disk, os.W_OK) and not store.is_ready():
+        return Finding("bad", text, f"{disk} cannot be written: set COURSE_CACHE_DIR to a folder of your own.")
     if cache_free < CACHE and not store.is_ready():
         return Finding(
             "bad",
