@@ -63,7 +63,7 @@ def main() -> None:
 
 def shared(options, lessons: list[str]) -> None:
     """All learners at once on one broker."""
-    from helpers.classroom import learners, room, watchdog
+    from classroom import learners, limits, server
     from tests.secured import secured_broker
 
     # Left from its end to its beginning: first the learners, who write into the folder and use the broker.
@@ -83,13 +83,13 @@ def shared(options, lessons: list[str]) -> None:
             stack.callback(process.kill)  # nothing to do when it has ended; else an error or Ctrl-C is under way
             running.append(process)
         told, memory = [], []
-        with room.connect(broker.folder, broker.folder.room(), broker.brokers.ports) as admin:
-            dog = watchdog.Watchdog(admin, broker.brokers.homes, broker.brokers.logs, 300, told.append)
+        with server.connect(broker.folder, broker.folder.room(), broker.brokers.ports) as admin:
+            dog = limits.Watchdog(admin, broker.brokers.homes, broker.brokers.logs, 300, told.append)
             cpu, began = java.cpu_times(), time.monotonic()
             while any(process.poll() is None for process in running):
                 dog.look()
                 memory.append(java.memory_info().rss)
-                time.sleep(watchdog.SECONDS)
+                time.sleep(limits.SECONDS)
             seconds = time.monotonic() - began
             used = sum(java.cpu_times()[:2]) - sum(cpu[:2])
         said = {name: (folder / name).read_text() for name in names}
@@ -117,8 +117,8 @@ def shared(options, lessons: list[str]) -> None:
 
 def learn(options) -> None:
     """One learner: check, think, check."""
+    from exercises.frame.question import Question
     from helpers import Cluster
-    from helpers.questions import Question
 
     dice = random.Random(options.learner)
     asked = [

@@ -31,10 +31,11 @@ import psutil
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.cluster import ClusterMetadata
 
-from helpers import Cluster, LabError, store, wait_until
-from helpers.broker import Node, choose_nodes, new_id
-from helpers.cluster import prepare_cache
-from helpers.processes import Processes, tail
+from helpers import Cluster, LabError, wait_until
+from helpers.kafka import cache
+from helpers.kafka.broker import Node, choose_nodes, new_id
+from helpers.kafka.embedded import prepare_cache
+from helpers.processes.run_folder import Processes, tail
 
 RECIPES = {
     "script": "flags of Kafka's start script",
@@ -179,7 +180,7 @@ class Stock:
     def _java(self, heap: list[str], flags: list[str], logging: str, name: str, *command) -> list[str]:
         trace = [f"-Xlog:class+load:file={self._trace(name)}:none:filecount=0"] if self.traced else []
         logs = [f"-Dkafka.logs.dir={self.folder}", f"-Dlog4j2.configurationFile={self.config / logging}"]
-        words = [self.java, *heap, *flags, *trace, *JMX, *logs, "-cp", store.class_path(), *command]
+        words = [self.java, *heap, *flags, *trace, *JMX, *logs, "-cp", cache.class_path(), *command]
         return [str(word) for word in words]
 
 
@@ -452,13 +453,13 @@ def main() -> int:
         return 0
     java, version = find_java(chosen.java)
     load = " ".join(f"{figure:.1f}" for figure in os.getloadavg())
-    print(f"Kafka {store.KAFKA_VERSION}; {os.cpu_count()} CPUs, load {load}; stock JDK {version}", flush=True)
+    print(f"Kafka {cache.KAFKA_VERSION}; {os.cpu_count()} CPUs, load {load}; stock JDK {version}", flush=True)
     results = measure(chosen.rounds, java)
     judged = verdicts(results)
     print(table(results, judged))
     if chosen.json:
         starts = {recipe: [vars(start) for start in all] for recipe, all in results.items()}
-        facts = {"kafka": store.KAFKA_VERSION, "java": version, "cpus": os.cpu_count()}
+        facts = {"kafka": cache.KAFKA_VERSION, "java": version, "cpus": os.cpu_count()}
         chosen.json.write_text(json.dumps({**facts, "starts": starts, "verdicts": judged}, indent=2) + "\n")
     return int(chosen.check and not all(j["met"] for j in judged))
 

@@ -1,5 +1,5 @@
-"""A shared cluster for a class: `python -m helpers serve`, its learners, its watchdog, its board.
+"""A shared cluster for a class: `python -m helpers serve`, its learners, its limits, its board.
 
-`folder` is what is kept between two runs; `certificates`, `room` the brokers; `learners` users, rights and cards;
-`watchdog` what Kafka has no quota for; `report` what a learner's kernel tells the board, and `board` what it shows.
+`folder` is what is kept between two runs; `certificates`, `server` the brokers; `learners` users, rights and cards;
+`limits` what Kafka has no quota for; `board` what the teacher sees of the learners' checks.
 """

@@ -16,10 +16,10 @@ from pathlib import Path
 from kafka import KafkaConsumer, TopicPartition
 from kafka import errors as kafka_errors
 
-from helpers.classroom import room
-from helpers.classroom.folder import Folder
-from helpers.classroom.learners import BOARD
-from helpers.classroom.report import LONGEST
+from classroom import server
+from classroom.folder import Folder
+from classroom.learners import BOARD
+from exercises.frame.board_client import LONGEST
 from helpers.errors import LabError
 
 STUCK = 3  # tries without success
@@ -62,7 +62,7 @@ class Model:
     def apply(self, topic: str, key: bytes | None, value: bytes | None, at: float) -> None:
         """Take one record in. Who wrote it is told by the topic, where nobody else may write, not by its content.
 
-        What is not of the form that `helpers.classroom.report` writes is left out: a learner may write anything.
+        What is not of the form that `exercises.frame.board_client` writes is left out: a learner may write anything.
         """
         learner = topic.removesuffix(f".{BOARD}")
         found = re.fullmatch(r"(lesson_\d\d)/(q\d+)(/help)?", (key or b"").decode(errors="replace"))
@@ -174,7 +174,7 @@ class Reader:
             return
         self.close()
         self._ports = None
-        self._consumer = room.connect(
+        self._consumer = server.connect(
             self._folder, self._folder.room(), ports, KafkaConsumer, group_id=None, auto_offset_reset="earliest"
         )
         self._ports = ports

@@ -6,7 +6,7 @@ from pathlib import Path
 import trustme
 from cryptography.hazmat.primitives import serialization
 
-from helpers.classroom.folder import write_private
+from classroom.folder import write_private
 
 VALID = datetime.timedelta(days=366)  # of a brokers' certificate, which is made anew with each start
 

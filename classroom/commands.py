@@ -9,22 +9,22 @@ from pathlib import Path
 
 import click
 
+from helpers import paths
 from helpers.errors import LabError
 
-COURSE = Path(__file__).resolve().parents[2]
 PORT = 9093
 
 in_folder = click.option(
     "--dir",
     "path",
     type=click.Path(file_okay=False, path_type=Path),
-    default=COURSE / "class",
+    default=paths.CLASS,
     help="Where the class is kept: records, passwords, cards; `class` in the course's own folder if not given.",
 )
 
 
 def _other_folder(context: click.Context, _option, path: Path | None) -> None:
-    from helpers.classroom.folder import Folder
+    from classroom.folder import Folder
 
     if path:
         context.obj = Folder(path)
@@ -63,7 +63,7 @@ def serve(context: click.Context, path: Path, learners: int, address, brokers, p
     stop` in another one) ends them; records, learners and cards are kept in --dir for the next time. All traffic is
     encrypted, and learners log in; their environment lines are in DIR/cards.
     """
-    from helpers.classroom.folder import Folder
+    from classroom.folder import Folder
 
     context.obj = Folder(path)
     if context.invoked_subcommand is None:
@@ -73,20 +73,20 @@ def serve(context: click.Context, path: Path, learners: int, address, brokers, p
 
 
 def _serve(folder, count: int, address, brokers, port, disk) -> None:
-    from helpers.classroom import learners, room, watchdog
+    from classroom import learners, limits, server
 
     _settle(folder, address, brokers, port, disk)
     with _ended_by_signals() as ended, brokers_asked():
         began = time.monotonic()
         click.echo("Starting the class's Kafka …")
-        with room.running(folder) as served, room.connect(folder, folder.room(), served.ports) as admin:
+        with server.running(folder) as served, server.connect(folder, folder.room(), served.ports) as admin:
             learners.set_quotas(admin)
             kept = folder.room()
             if names := learners.numbered(count, kept):
                 learners.add(folder, admin, names)
             learners.write_cards(folder, kept, sorted(kept.learners))  # the address may be another one today
             ended.awaited = True
-            dog = watchdog.Watchdog(admin, served.homes, served.logs, kept.megabytes, _tell)
+            dog = limits.Watchdog(admin, served.homes, served.logs, kept.megabytes, _tell)
             _say(folder, served.bound, time.monotonic() - began)
             _say_if_too_small(folder, served.homes)
             _watch(folder, served, dog, ended)
@@ -96,14 +96,14 @@ def _serve(folder, count: int, address, brokers, port, disk) -> None:
 
 def _settle(folder, address, brokers, port, disk) -> None:
     """Begin the class, or take over what is different today."""
-    from helpers.broker import new_id
-    from helpers.classroom import folder as kept
-    from helpers.classroom import room
+    from classroom import folder as kept
+    from classroom import server
+    from helpers.kafka.broker import new_id
 
     if address is not None:
-        room.address_to_bind(address)  # says in one sentence if that is impossible
+        server.address_to_bind(address)  # says in one sentence if that is impossible
     if not folder.exists():
-        address = address or room.likely_address()
+        address = address or server.likely_address()
         folder.make(kept.Room(new_id(), brokers or 1, address, port or PORT, disk or 300, secrets.token_urlsafe(24)))
         return
     if folder.is_served():
@@ -115,30 +115,30 @@ def _settle(folder, address, brokers, port, disk) -> None:
                 f"The class in {folder.path} has {old.brokers} broker{'s' * (old.brokers > 1)}, and its records are on "
                 "them: begin another one with --dir."
             )
-        if address is None and room.is_gone(old.address):
-            address = room.likely_address()
+        if address is None and server.is_gone(old.address):
+            address = server.likely_address()
             click.secho(f"This machine is no longer {old.address} but {address}: learners need new cards.", fg="yellow")
         old.address, old.port, old.megabytes = address or old.address, port or old.port, disk or old.megabytes
 
 
 def _say(folder, bound: str, seconds: float) -> None:
-    from helpers.classroom import room, watchdog
+    from classroom import limits, server
 
     kept = folder.room()
     click.echo(f"Kafka is ready at {kept.servers} after {seconds:.1f} s (TLS, SCRAM-SHA-512).")
-    click.echo(f"  It listens on {bound}{' (all addresses of this machine)' * (bound == room.EVERYWHERE)}.")
-    if bound == room.LOOPBACK:
+    click.echo(f"  It listens on {bound}{' (all addresses of this machine)' * (bound == server.EVERYWHERE)}.")
+    if bound == server.LOOPBACK:
         click.echo("  That is this machine only: learners elsewhere need another --address.")
     else:
-        others = [a for a in room.own_addresses() if a != room.resolve(kept.address)]
+        others = [a for a in server.own_addresses() if a != server.resolve(kept.address)]
         if others:
             click.echo(f"  Learners in another network of this machine? --address {' or '.join(others)}")
         ports = f"{kept.port}" if kept.brokers == 1 else f"{kept.port} to {kept.port + kept.brokers - 1}"
         click.echo(f"  This machine's firewall must let in TCP port {ports}.")
     click.echo(f"  {len(kept.learners)} learners; their cards are in {folder.path / 'cards'}")
     click.echo(
-        f"  Each may have {watchdog.PARTITIONS} partitions, {watchdog.GROUPS} groups and {kept.megabytes} MB; looked "
-        f"at every {watchdog.SECONDS:g} s, and held when above."
+        f"  Each may have {limits.PARTITIONS} partitions, {limits.GROUPS} groups and {kept.megabytes} MB; looked "
+        f"at every {limits.SECONDS:g} s, and held when above."
     )
     where = folder.option
     click.echo(
@@ -151,12 +151,12 @@ def _say_if_too_small(folder, homes: list[Path]) -> None:
     """Warn when the disk is full before each learner has what they may take."""
     import shutil
 
-    from helpers.classroom import watchdog
+    from classroom import limits
 
-    kept, usage = folder.room(), watchdog.measure(homes)
+    kept, usage = folder.room(), limits.measure(homes)
     taken = [usage[name].bytes / 1e6 if name in usage else 0 for name in kept.learners]
     wanted = sum(max(0, kept.megabytes - megabytes) for megabytes in taken)
-    free = (shutil.disk_usage(folder.path).free - watchdog.LOW) / 1e6
+    free = (shutil.disk_usage(folder.path).free - limits.LOW) / 1e6
     if wanted > free:
         click.secho(
             f"  All learners together may take {wanted:.0f} MB more, and the disk has {max(0, free):.0f} to spare: "
@@ -169,10 +169,10 @@ def _watch(folder, served, dog, ended: threading.Event) -> None:
     """Look after the brokers until the end is asked for."""
     from kafka.errors import KafkaError
 
-    from helpers.classroom import watchdog
+    from classroom import limits
 
     address, warned, failed, deaths = folder.room().address, False, 0, []
-    while not ended.wait(watchdog.SECONDS):
+    while not ended.wait(limits.SECONDS):
         if died := served.mend():
             deaths = [moment for moment in deaths if moment > time.monotonic() - 60] + [time.monotonic()]
             if len(deaths) > 3:
@@ -196,14 +196,14 @@ def _out_of_reach(address: str, bound: str) -> str:
 
     A name is not looked up again: that may take seconds, and what it stood for at the start is what is listened on.
     """
-    from helpers.classroom import room
+    from classroom import server
 
-    if room.is_gone(address):
+    if server.is_gone(address):
         return (
             f"This machine no longer has the address {address}, so that nobody gets in: go back to that network, or "
             "stop, start again, and give out the new cards."
         )
-    if bound not in (room.LOOPBACK, room.EVERYWHERE, *room.own_addresses()):
+    if bound not in (server.LOOPBACK, server.EVERYWHERE, *server.own_addresses()):
         return (
             f"This machine no longer has the address {bound}, which {address} was at the start, so that nobody gets "
             "in: go back to that network, or stop, and start again; the cards stay as they are."
@@ -251,10 +251,10 @@ def brokers_asked():
 @contextlib.contextmanager
 def administrator(folder):
     """A client of the administrator's of the class that is being served."""
-    from helpers.classroom import room
+    from classroom import server
 
     ports = folder.running()["ports"]
-    with brokers_asked(), room.connect(folder, folder.room(), ports) as admin:
+    with brokers_asked(), server.connect(folder, folder.room(), ports) as admin:
         yield admin
 
 
@@ -264,7 +264,7 @@ def administrator(folder):
 @click.pass_obj
 def add(folder, names: tuple[str, ...]) -> None:
     """Add learners, and save a card for each."""
-    from helpers.classroom import learners
+    from classroom import learners
 
     learners.check_names(list(names))
     with administrator(folder) as admin:
@@ -283,7 +283,7 @@ def reset(folder, name: str) -> None:
     No answer is lost: the learner's notebooks are on the learner's machine, and what the board shows is kept. They run
     the lesson's first cells again.
     """
-    from helpers.classroom import learners
+    from classroom import learners
 
     learners.check_known(folder.room(), name)
     with administrator(folder) as admin:
@@ -297,7 +297,7 @@ def reset(folder, name: str) -> None:
 @click.pass_obj
 def remove(folder, name: str) -> None:
     """Take a learner out: log-in, rights, topics, groups and card."""
-    from helpers.classroom import learners
+    from classroom import learners
 
     with administrator(folder) as admin:
         learners.remove(folder, admin, name)
@@ -310,7 +310,7 @@ def remove(folder, name: str) -> None:
 @click.pass_obj
 def password(folder, name: str) -> None:
     """Give a learner a new password and a new card, e.g. because the old card was lost."""
-    from helpers.classroom import learners
+    from classroom import learners
 
     with administrator(folder) as admin:
         learners.renew(folder, admin, name)
@@ -322,17 +322,17 @@ def password(folder, name: str) -> None:
 @click.pass_obj
 def status(folder) -> None:
     """Say whether the class is being served, and what each learner takes."""
-    from helpers.classroom import learners, watchdog
+    from classroom import learners, limits
 
     kept = folder.room()
     click.echo(f"{kept.servers} {'is being served' if folder.is_served() else 'is not being served'}")
-    usage = watchdog.measure([folder.path / f"broker-{id}" / "data" for id in range(1, kept.brokers + 1)])
+    usage = limits.measure([folder.path / f"broker-{id}" / "data" for id in range(1, kept.brokers + 1)])
     held = set()
     with contextlib.suppress(LabError), administrator(folder) as admin:  # it may not run
-        watchdog.count_groups(admin, usage)
+        limits.count_groups(admin, usage)
         held = learners.held(admin)
     for name in sorted(kept.learners):
-        taken = usage.get(name, watchdog.Usage())
+        taken = usage.get(name, limits.Usage())
         excess = taken.excess(kept.megabytes)
         note = f"  held: {excess}" if excess else "  held" if name in held else ""
         click.echo(f"  {name:<30} {len(taken.partitions):>5} partitions {taken.bytes / 1e6:>7.1f} MB{note}")
@@ -364,11 +364,11 @@ def board(path: Path, text: bool, port: int) -> None:
     A live page on this machine only; it needs a running `serve`. Learners' outcomes come in by themselves, their code
     only when they ask for help.
     """
-    from helpers.classroom import board as live_board
-    from helpers.classroom.folder import Folder
-    from helpers.commands.progress import questions
+    from classroom import board as live_board
+    from classroom.folder import Folder
+    from exercises.frame.catalogue import questions
 
-    asked = {f"lesson_{name[:2]}": names for name, names in questions(COURSE / "notebooks").items()}
+    asked = {f"lesson_{name[:2]}": names for name, names in questions().items()}
     with brokers_asked():
         reader = live_board.Reader(Folder(path), asked)
     if text:

@@ -19,10 +19,10 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from helpers import paths
 from helpers.errors import LabError
 from helpers.waiting import wait_until
 
-USUAL = Path(__file__).resolve().parents[2] / "class"  # in the course's own folder
 PATIENCE = 60  # seconds to wait for another command that changes the class
 
 
@@ -63,7 +63,7 @@ class Folder:
     @property
     def option(self) -> str:
         """What commands need in addition to find this class; nothing when it is where they look by themselves."""
-        return "" if self.path == USUAL else f" --dir {shlex.quote(str(self.path))}"
+        return "" if self.path == paths.CLASS else f" --dir {shlex.quote(str(self.path))}"
 
     @property
     def ca_file(self) -> Path:
@@ -80,7 +80,7 @@ class Folder:
         Raises:
             LabError: the folder has something else in it, which others may have to read.
         """
-        from helpers.classroom.certificates import make_authority
+        from classroom.certificates import make_authority
 
         with _one_sentence(self.path):
             # what an interrupted begin may have left, under these names or their parts'

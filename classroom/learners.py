@@ -24,11 +24,12 @@ from kafka.admin import (
     UserScramCredentialDeletion,
     UserScramCredentialUpsertion,
 )
-from kafka.protocol.admin import AlterClientQuotasRequest
 
-from helpers.classroom.folder import Folder, Room, write_private
-from helpers.cluster import PASSING
+from classroom.folder import Folder, Room, write_private
+from helpers import internals
 from helpers.errors import LabError
+from helpers.internals import AlterClientQuotasRequest
+from helpers.kafka.cluster import PASSING
 from helpers.waiting import wait_until
 
 SHARED = "shared"  # nobody's name: what begins with it is the teacher's, for all to read
@@ -210,7 +211,7 @@ def set_quotas(admin: KafkaAdminClient) -> None:
         ],
         validate_only=False,
     )
-    answer = admin._manager.run(admin._manager.send, request)  # kafka-python 3.0.12's admin has no call for it
+    answer = internals.send(admin, request)  # the admin client has no call for it
     for entry in answer.entries:
         if entry.error_code:
             raise LabError(f"The cluster did not take the quotas: {entry.error_message}.")

@@ -19,8 +19,8 @@ from pathlib import Path
 from kafka import KafkaAdminClient
 from kafka import errors as kafka_errors
 
-from helpers.classroom import learners
-from helpers.classroom.learners import BOARD
+from classroom import learners
+from classroom.learners import BOARD
 
 SECONDS = 1.0  # between two looks
 PARTITIONS = 500  # a learner may have; all lessons together make some 300, if none is ever stopped

@@ -9,21 +9,21 @@ from pathlib import Path
 
 import psutil
 
-from helpers import remote
-from helpers.classroom import room
-from helpers.classroom.folder import Folder
+from classroom import server
+from classroom.folder import Folder
+from helpers.kafka import diagnosis
 
 NOBODY, CERTIFICATE = 2, 4  # steps of remote.Unreachable
 
 
-def advice(error: remote.Unreachable) -> str:
+def advice(error: diagnosis.Unreachable) -> str:
     """What a learner can do when the cluster of their card cannot be reached; empty where the error says it all."""
     if error.step == CERTIFICATE:
         return (
             "In class: another machine has the address of your card now, or the teacher began a new class; ask for a "
             "new card."
         )
-    hosts = [address.host for address in remote.addresses()]
+    hosts = [address.host for address in diagnosis.addresses()]
     elsewhere = [host for host in hosts if is_in_another_network(host, own_networks())]
     if error.step < NOBODY:
         return "In class: join the teacher's Wi-Fi; where it does not know names, the card must have a number."
@@ -74,10 +74,11 @@ def is_in_another_network(host: str, mine: list[ipaddress.IPv4Network]) -> bool:
 def of_class(folder: Folder) -> tuple[str, str, str]:
     """How the class of this machine's teacher is: mark, text and advice of a line of `doctor`."""
     kept = folder.room()
-    if room.is_gone(kept.address):
+    if server.is_gone(kept.address):
         return (
             "bad",
-            f"its address {kept.address} is not this machine's any more ({', '.join(room.own_addresses()) or 'none'})",
+            f"its address {kept.address} is not this machine's any more "
+            f"({', '.join(server.own_addresses()) or 'none'})",
             "Go back to that network, or start `serve` again and give out the new cards.",
         )
     if not folder.is_served():

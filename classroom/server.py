@@ -19,13 +19,14 @@ import psutil
 from kafka import KafkaAdminClient
 from kafka import errors as kafka_errors
 
-from helpers import store
-from helpers.broker import Broker, Node, choose_nodes, properties, with_aot_cache
-from helpers.classroom.certificates import write_certificate
-from helpers.classroom.folder import Folder, Room
-from helpers.cluster import prepare_cache
+from classroom.certificates import write_certificate
+from classroom.folder import Folder, Room
+from helpers import internals
 from helpers.errors import BrokerDied, LabError, NoMemory, PortTaken
-from helpers.processes import Processes
+from helpers.kafka import cache
+from helpers.kafka.broker import Broker, Node, choose_nodes, properties, with_aot_cache
+from helpers.kafka.embedded import prepare_cache
+from helpers.processes.run_folder import Processes
 from helpers.waiting import wait_until
 
 ADMIN = "admin"
@@ -77,7 +78,7 @@ class Brokers:
             formatted = broker.data / "meta.properties", broker.data / "__cluster_metadata-0"
             if not any(part.exists() for part in formatted):
                 shutil.rmtree(broker.data, ignore_errors=True)
-                broker.format(store.storage_template())
+                broker.format(cache.storage_template())
             broker.log.touch(mode=0o600)
             self._launch(broker)
         try:
@@ -117,7 +118,7 @@ class Brokers:
         """Whether the broker that listens there tells its clients of all brokers."""
         socket.create_connection((LOOPBACK, port), timeout=1).close()
         with connect(self.folder, self.room, [port]) as client:
-            return len(client._manager.cluster.brokers()) == len(self._brokers)
+            return internals.known_brokers(client) == len(self._brokers)
 
     def mend(self) -> list[int]:
         """Start brokers that died by themselves again; returns their ids.

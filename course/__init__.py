@@ -1,1 +1,1 @@
-"""The commands of `python -m helpers`, a module each; `cli` lists them."""
+"""The commands of `python -m helpers`; `cli` lists them."""

@@ -6,12 +6,11 @@ from pathlib import Path
 
 import click
 
-from helpers import store
-from helpers.commands.bundle import bundle
-from helpers.commands.serve import board, serve
+from classroom.commands import board, serve
+from course.kit.bundle import bundle
+from helpers import paths
 from helpers.errors import LabError
-
-NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
+from helpers.kafka import cache
 
 
 class _Plain(click.Group):
@@ -38,13 +37,13 @@ def _version() -> str:
         course = metadata.version("kafka-design-patterns")
     except metadata.PackageNotFoundError:
         course = "(not installed: pip install -r requirements.txt)"
-    return f"Kafka Design Patterns {course}, Apache Kafka {store.KAFKA_VERSION}"
+    return f"Kafka Design Patterns {course}, Apache Kafka {cache.KAFKA_VERSION}"
 
 
 _notebooks = click.option(
     "--notebooks",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    default=NOTEBOOKS,
+    default=paths.NOTEBOOKS,
     hidden=True,
     help="The folder of the lessons; for tests.",
 )
@@ -54,7 +53,7 @@ _folder = click.option(
     "--dir",
     "folder",
     type=click.Path(file_okay=False, path_type=Path),
-    default=NOTEBOOKS.parent / "work",
+    default=paths.WORK,
     envvar="COURSE_WORK_DIR",
     help="Where your copies are kept; without it COURSE_WORK_DIR, or `work` in the course's own folder.",
 )
@@ -86,7 +85,7 @@ def lab(folder: Path, prepare: bool, notebooks: Path, jupyter_options: tuple[str
     Every other option goes to JupyterLab: --no-browser, --port 9000, --ip 0.0.0.0, ... (all of them: `jupyter lab
     --help`).
     """
-    from helpers.commands import jupyter
+    from course.lab import jupyter
 
     if prepare:
         jupyter.copy(notebooks, folder.absolute())
@@ -103,7 +102,7 @@ def progress(folder: Path, notebooks: Path) -> None:
 
     What was judged in JupyterLab or VS Code counts; a question that was right once stays right.
     """
-    from helpers.commands.progress import show
+    from course.progress import show
 
     show(notebooks, folder)
 
@@ -119,7 +118,8 @@ def reset(names, with_answers: bool, folder: Path, notebooks: Path) -> None:
     A LESSON is a number (4 or 04) or a name (04_event_sourcing). You get a fresh copy; your old one, and a file with
     your answers alone, go to the folder `earlier`. Your progress stays as it is.
     """
-    from helpers.commands import copies, headless
+    from course.lab import copies
+    from course.run import headless
 
     try:  # of a path the name alone: it may be the copy's own
         lessons = headless.choose(tuple(Path(n).stem if n.endswith(".ipynb") else n for n in names), notebooks)
@@ -152,7 +152,7 @@ def doctor(card: Path | None, room: Path | None) -> None:
     the same with PostgreSQL, and with the cluster of COURSE_BOOTSTRAP_SERVERS where that is set. Fetches Kafka if it
     is not in the cache yet. Exit status 1 when something does not work.
     """
-    from helpers.commands.doctor import examine
+    from course.doctor import examine
 
     sys.exit(examine(card, room))
 
@@ -198,7 +198,7 @@ def run(names, out: Path, processes: int, time_limit: float, pairs, notebooks: P
     Exit status: 0 when all went well, 1 when a lesson did not, 2 when there is no such lesson or parameter, 130 when
     interrupted.
     """
-    from helpers.commands import headless
+    from course.run import headless
 
     try:
         lessons = headless.choose(names, notebooks)
@@ -217,9 +217,9 @@ def clean(yes: bool) -> None:
     The cache holds Kafka's jars and what makes Java start fast; the next lab fetches them again. Your work is not
     touched.
     """
-    from helpers.processes import sweep
+    from helpers.processes.run_folder import sweep
 
-    folder = store.cache_folder()
+    folder = cache.cache_folder()
     if swept := sweep():
         click.echo(f"Removed what {len(swept)} killed lab{'s' if len(swept) > 1 else ''} had left behind.")
     if not folder.exists():
@@ -227,7 +227,7 @@ def clean(yes: bool) -> None:
         return
     if not yes:
         click.confirm(f"Empty the cache {folder}? End your running lessons first", abort=True)
-    freed = store.clean()
+    freed = cache.clean()
     if folder.exists() and any(path.is_file() for path in folder.rglob("*")):
         raise LabError(f"Not everything in {folder} could be removed: delete what is left as the user that made it.")
     click.echo(f"{freed / 1e6:.0f} MB freed.")

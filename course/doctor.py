@@ -19,9 +19,10 @@ import click
 import psutil
 from packaging.requirements import Requirement
 
-from helpers import store
+from helpers import paths, settings
 from helpers.errors import LabError
-from helpers.processes import base_folder
+from helpers.kafka import cache
+from helpers.processes.run_folder import base_folder
 
 MB = 1_000_000
 BROKER = 300 * MB  # memory of a broker, its share of the system's included
@@ -66,8 +67,8 @@ def _variables_of(card: Path | None) -> Iterator[None]:
     if card is None:
         yield
         return
-    from helpers.classroom.folder import write_private
-    from helpers.classroom.learners import read_card
+    from classroom.folder import write_private
+    from classroom.learners import read_card
 
     values, certificate = read_card(card.read_text(errors="replace"))
     with tempfile.TemporaryDirectory(prefix="card-") as folder:
@@ -100,7 +101,7 @@ def _examine(room: Path | None) -> int:
 
 
 def _checks(trial: "_Trial", room: Path | None) -> Iterator[tuple[str, Callable[[], Finding]]]:
-    from helpers.classroom.folder import USUAL, Folder
+    from classroom.folder import Folder
 
     yield "Python", check_python
     yield "Packages", check_packages
@@ -111,11 +112,11 @@ def _checks(trial: "_Trial", room: Path | None) -> Iterator[tuple[str, Callable[
     yield "Broker", trial.broker
     yield "Record", trial.record
     yield "Stop", trial.stop
-    if os.environ.get("COURSE_BOOTSTRAP_SERVERS"):
+    if settings.bootstrap_servers():
         yield "Your Kafka", check_external_cluster
-    if room or Folder(USUAL).exists():
-        yield "Your class", lambda: check_class(room or USUAL)
-    yield "Your database" if os.environ.get("COURSE_DATABASE_URL") else "PostgreSQL", check_database
+    if room or Folder(paths.CLASS).exists():
+        yield "Your class", lambda: check_class(room or paths.CLASS)
+    yield "Your database" if settings.value("COURSE_DATABASE_URL") else "PostgreSQL", check_database
 
 
 def _careful(look: Callable[[], Finding]) -> Finding:
@@ -175,7 +176,7 @@ def check_python(version: tuple[int, int] | None = None) -> Finding:
 
 def check_packages(requirements: Path | None = None) -> Finding:
     """The installed packages against the versions that the course was tested with."""
-    requirements = requirements or Path(__file__).resolve().parents[2] / "requirements.txt"
+    requirements = requirements or paths.COURSE / "requirements.txt"
     if not requirements.exists():
         return Finding("skipped", "not compared: no requirements.txt beside the course")
     pinned, lacking, other = 0, [], []
@@ -241,11 +242,11 @@ def memory_free(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
 def check_disk() -> Finding:
     """Disk for the brokers' data and for the cache, and whether both can be written."""
     base_folder()  # says in one sentence where it cannot be made
-    temp, disk = Path(tempfile.gettempdir()), _existing(store.cache_folder())
+    temp, disk = Path(tempfile.gettempdir()), _existing(cache.cache_folder())
     data_free, cache_free = shutil.disk_usage(temp).free, shutil.disk_usage(disk).free
     text = (
         f"{_size(data_free)} free for the brokers' data ({temp}), "
-        f"{_size(cache_free)} for the cache ({store.cache_folder()})"
+        f"{_size(cache_free)} for the cache ({cache.cache_folder()})"
     )
     if data_free < DATA:
         return Finding(
@@ -253,9 +254,9 @@ def check_disk() -> Finding:
             text,
             f"A lesson needs {_size(DATA)} in {temp}: free some, or set TMPDIR to a folder on another disk.",
         )
-    if not os.access(disk, os.W_OK) and not store.is_ready():
+    if not os.access(disk, os.W_OK) and not cache.is_ready():
         return Finding("bad", text, f"{disk} cannot be written: set COURSE_CACHE_DIR to a folder of your own.")
-    if cache_free < CACHE and not store.is_ready():
+    if cache_free < CACHE and not cache.is_ready():
         return Finding(
             "bad",
             text,
@@ -293,7 +294,7 @@ class _Trial:
 
     def java(self) -> Finding:
         """Java of the wheel runs."""
-        java = store.java()
+        java = cache.java()
         try:
             done = subprocess.run([java, "-version"], capture_output=True, text=True, timeout=60)
             answer = (done.stderr or done.stdout).strip()
@@ -311,21 +312,21 @@ class _Trial:
 
     def cache(self) -> Finding:
         """The cache is full, or can be filled."""
-        from helpers.cluster import train
-        from helpers.fetch import prepare
+        from helpers.kafka.download import prepare
+        from helpers.kafka.embedded import train
 
         if not self._java_runs:
             return Finding("skipped", "not looked at, as Java does not run")
-        was_ready = store.is_ready()
+        was_ready = cache.is_ready()
         began = time.monotonic()
         prepare(train)
         self._cache_ready = True
-        size = sum(path.stat().st_size for path in store.cache_folder().rglob("*") if path.is_file())
-        text = f"Apache Kafka {store.KAFKA_VERSION} is there ({_size(size)})"
+        size = sum(path.stat().st_size for path in cache.cache_folder().rglob("*") if path.is_file())
+        text = f"Apache Kafka {cache.KAFKA_VERSION} is there ({_size(size)})"
         if not was_ready:
             seconds = time.monotonic() - began
-            text = f"Apache Kafka {store.KAFKA_VERSION} fetched just now, in {seconds:.0f} s ({_size(size)})"
-        if not store.aot_cache().exists():
+            text = f"Apache Kafka {cache.KAFKA_VERSION} fetched just now, in {seconds:.0f} s ({_size(size)})"
+        if not cache.aot_cache().exists():
             return Finding(
                 "warning", text, "Java's AOT cache could not be made, so that brokers start in 3 s instead of 1 s."
             )
@@ -333,7 +334,7 @@ class _Trial:
 
     def broker(self) -> Finding:
         """A broker starts."""
-        from helpers.cluster import Cluster
+        from helpers.kafka.cluster import Cluster
 
         if not self._cache_ready:
             return Finding("skipped", "not started, as the cache is not ready")
@@ -368,7 +369,7 @@ def _round_trip(cluster) -> float:
     """Write one record and read it back with kafka-python; returns the seconds that took."""
     from kafka import KafkaProducer
 
-    from helpers.reading import read_topic
+    from helpers.kafka.reading import read_topic
 
     topic = cluster.topic("doctor")
     began = time.monotonic()
@@ -385,9 +386,9 @@ def _round_trip(cluster) -> float:
 
 def check_external_cluster() -> Finding:
     """The cluster of COURSE_BOOTSTRAP_SERVERS answers, and takes a topic and a record."""
-    from helpers.classroom.network import advice
-    from helpers.cluster import Cluster
-    from helpers.remote import Unreachable
+    from classroom.network import advice
+    from helpers.kafka.cluster import Cluster
+    from helpers.kafka.diagnosis import Unreachable
 
     began = time.monotonic()
     try:
@@ -399,15 +400,15 @@ def check_external_cluster() -> Finding:
         seconds = _round_trip(cluster)
     return Finding(
         "ok",
-        f"{os.environ['COURSE_BOOTSTRAP_SERVERS']}: connected in {connected:.1f} s, "
+        f"{settings.bootstrap_servers()}: connected in {connected:.1f} s, "
         f"a record written and read back in {seconds:.2f} s",
     )
 
 
 def check_class(room: Path) -> Finding:
     """The class that is served from this machine: its address, its port, the firewall as far as it is known."""
-    from helpers.classroom.folder import Folder
-    from helpers.classroom.network import of_class
+    from classroom.folder import Folder
+    from classroom.network import of_class
 
     return Finding(*of_class(Folder(room)))
 
@@ -416,7 +417,7 @@ def check_database() -> Finding:
     """PostgreSQL starts, or the one of COURSE_DATABASE_URL answers."""
     from sqlalchemy import create_engine, text
 
-    from helpers.database import Database
+    from helpers.database.database import Database
 
     began = time.monotonic()
     with Database() as database:

@@ -1,13 +1,11 @@
 """`python -m helpers progress`: how far the learner is with all lessons."""
 
-import importlib
-import importlib.util
-import re
 from pathlib import Path
 
 import click
 
-from helpers import progress
+from exercises.frame import progress
+from exercises.frame.catalogue import questions
 from helpers.errors import LabError
 
 
@@ -24,16 +22,3 @@ def show(notebooks: Path, folder: Path) -> None:
         click.echo(f"\n{lines} of {path} could not be read, and counted for nothing; all others did.")
     if not tallies:
         click.echo(f"\nNothing is kept in {path} yet: `q1.check()` in a lesson is the beginning.")
-
-
-def questions(notebooks: Path) -> dict[str, list[str]]:
-    """The names of each lesson's questions, by the name of the lesson's notebook."""
-    from helpers.questions import Question
-
-    found = {}
-    for lesson in sorted(notebooks.glob("*.ipynb")):
-        module = f"exercises.lesson_{lesson.name[:2]}"
-        if re.match(r"\d\d_", lesson.name) and importlib.util.find_spec(module):
-            asked = [thing for thing in vars(importlib.import_module(module)).values() if isinstance(thing, Question)]
-            found[lesson.stem] = [question.name for question in asked]
-    return found

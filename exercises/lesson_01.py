@@ -6,9 +6,10 @@ from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError
 from kafka.serializer import JsonSerializer
 
+from exercises.frame.outcome import Wrong
+from exercises.frame.question import Question
 from helpers import Worker, point
 from helpers.pictures import capture_log, log_view
-from helpers.questions import Question, Wrong
 
 ORDERS = [{"order": number, "customer": customer} for number, customer in enumerate(["ann", "bob", "eve"] * 2, 1)]
 

@@ -8,8 +8,9 @@ from kafka import KafkaAdminClient, KafkaConsumer
 from kafka.errors import KafkaError
 from kafka.serializer import JsonSerializer
 
+from exercises.frame.outcome import Wrong
+from exercises.frame.question import Question
 from helpers import take, wait_until
-from helpers.questions import Question, Wrong
 
 CUSTOMERS = ["eve", "dan", "ann", "gus"]  # of partitions 0 to 3, where there are four
 NUMBERS = list(range(1, 13))

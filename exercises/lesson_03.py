@@ -3,9 +3,10 @@
 import contextlib
 import json
 
-from helpers.bridge import Streams, application_id
+from exercises.frame.outcome import Wrong
+from exercises.frame.question import Question
 from helpers.errors import LabError
-from helpers.questions import Question, Wrong
+from helpers.streams.topology import Streams, application_id
 
 
 @contextlib.contextmanager

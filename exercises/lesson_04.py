@@ -6,9 +6,10 @@ from collections import defaultdict
 from kafka import KafkaAdminClient, TopicPartition
 from kafka.serializer import JsonSerializer
 
+from exercises.frame.outcome import Wrong
+from exercises.frame.question import Question
 from helpers import wait_until
 from helpers.pictures import capture_log, log_view
-from helpers.questions import Question, Wrong
 
 USERS = ["ann", "bob", "eve"]
 JAN_1 = 1_767_225_600_000  # in milliseconds since 1970

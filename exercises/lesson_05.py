@@ -10,8 +10,9 @@ from kafka.serializer import JsonSerializer
 from sqlalchemy import create_engine, event, text
 from sqlalchemy.exc import DBAPIError
 
+from exercises.frame.outcome import Wrong
+from exercises.frame.question import Question
 from helpers import Worker, point
-from helpers.questions import Question, Wrong
 
 
 def _engine(lab, name: str, tables: str):

@@ -6,9 +6,10 @@ from kafka.serializer import JsonSerializer
 from sqlalchemy import create_engine, text
 from sqlalchemy.pool import NullPool
 
+from exercises.frame.outcome import Wrong
+from exercises.frame.question import Question
 from helpers import Worker, wait_until
 from helpers.pictures import capture_log, log_view
-from helpers.questions import Question, Wrong
 
 STOCK = """
 CREATE TABLE stock (item text PRIMARY KEY, free int, reserved int);

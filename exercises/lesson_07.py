@@ -7,9 +7,10 @@ from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.errors import KafkaError
 from sqlalchemy.exc import OperationalError
 
+from exercises.frame.outcome import Wrong
+from exercises.frame.question import Question
 from helpers import Worker, point
 from helpers.pictures import capture_log, log_view
-from helpers.questions import Question, Wrong
 
 PREFIX = "__dlq.errors."
 FAX = "order 3, by fax: 1 thé".encode("latin-1")

@@ -4,8 +4,9 @@ import json
 
 from sqlalchemy import create_engine, event, func, select
 
+from exercises.frame.outcome import Wrong
+from exercises.frame.question import Question
 from helpers import Worker, point
-from helpers.questions import Question, Wrong
 
 CUSTOMERS = ["ann", "bob", "eve"]
 

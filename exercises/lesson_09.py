@@ -6,9 +6,10 @@ from kafka import KafkaAdminClient, KafkaProducer
 from kafka.partitioner import Partitioner, murmur2
 from kafka.serializer import JsonSerializer
 
+from exercises.frame.outcome import Wrong
+from exercises.frame.question import Question
 from helpers import Worker, wait_until
 from helpers.pictures import capture_log, log_view
-from helpers.questions import Question, Wrong
 
 CUSTOMERS = ["ann", "bob", "eve", "mia", "zoë"]
 ITEMS = ["tea", "cups"]

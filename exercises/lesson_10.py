@@ -5,9 +5,10 @@ from collections import Counter
 
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 
+from exercises.frame.outcome import Wrong
+from exercises.frame.question import Question
 from helpers import Worker, point, read_topic
 from helpers.pictures import capture_log, log_view
-from helpers.questions import Question, Wrong
 
 ORDERS = [b"order %d" % number for number in range(1, 7)]
 CUSTOMERS = [b"ann", b"bob", b"eve"]

@@ -1,6 +1,6 @@
-"""`python -m helpers`: the commands of the course (see `helpers.commands.cli`)."""
+"""`python -m helpers`: the commands of the course (see `course.cli`)."""
 
-from helpers.commands.cli import main
+from course.cli import main
 
 if __name__ == "__main__":
     main()

@@ -3,6 +3,23 @@
 import time
 
 
+class Seen:
+    """A falsy result that says what was seen; `wait_until` quotes it in its TimeoutError.
+
+    Args:
+        what: what was seen, or the error that was met.
+    """
+
+    def __init__(self, what):
+        self.what = what
+
+    def __bool__(self):
+        return False
+
+    def __repr__(self):
+        return str(self.what)
+
+
 def wait_until(probe, what: str, timeout: float = 10, pause: float = 0.005, retry=()):
     """Call `probe` until it returns something true, and return that.
 

@@ -14,12 +14,12 @@ from pathlib import Path
 from kafka import KafkaAdminClient
 from kafka import errors as kafka_errors
 
-from helpers import store
-from helpers.broker import Broker, Node, choose_nodes, new_id, properties
-from helpers.classroom import certificates, learners, room
-from helpers.classroom.folder import Folder, Room
-from helpers.cluster import prepare_cache
-from helpers.processes import Processes
+from classroom import certificates, learners, server
+from classroom.folder import Folder, Room
+from helpers.kafka import cache
+from helpers.kafka.broker import Broker, Node, choose_nodes, new_id, properties
+from helpers.kafka.embedded import prepare_cache
+from helpers.processes.run_folder import Processes
 from helpers.waiting import wait_until
 
 HOST = "localhost"  # the name in the certificate; 127.0.0.1 is the same host by a name that is not in it
@@ -41,7 +41,7 @@ class SecuredBroker:
     ca_file: Path
     admin: KafkaAdminClient
     folder: Folder
-    brokers: room.Brokers
+    brokers: server.Brokers
 
     def add_user(self, name: str, password: str, kinds: tuple = learners.KINDS) -> None:
         """Make a user with a given password; it may do everything under its name and a dot, and nothing else."""
@@ -62,7 +62,7 @@ def secured_broker(brokers: int = 1) -> Iterator[SecuredBroker]:
         folder = Folder(Path(path) / "class")
         port = free_ports(brokers)
         folder.make(Room(new_id(), brokers, HOST, port, megabytes=300))
-        with room.running(folder) as served, room.connect(folder, folder.room(), served.ports) as admin:
+        with server.running(folder) as served, server.connect(folder, folder.room(), served.ports) as admin:
             learners.set_quotas(admin)
             yield SecuredBroker(folder.room().servers, folder.ca_file, admin, folder, served)
 
@@ -103,10 +103,10 @@ def stock_cluster(brokers: int = 3) -> Iterator[str]:
         cluster_id = new_id()
         started = [Broker(processes, node, nodes, cluster_id, _addresses) for node in nodes]
         for broker in started:
-            broker.format(store.storage_template())
+            broker.format(cache.storage_template())
             # the log cleaner's stock buffer of 128 MB does not fit in the lab's small heap
             options = "-XX:+VerifySharedSpaces", "-Xlog:aot=off", "-Xlog:cds=off"
-            broker.start("-Xmx512m", f"-XX:AOTCache={store.aot_cache()}", *options)
+            broker.start("-Xmx512m", f"-XX:AOTCache={cache.aot_cache()}", *options)
         for broker in started:
             with _connect(broker) as admin:
                 wait_until(

@@ -1,9 +1,9 @@
 """Maintainer's command: write what the documentation says of lessons and helpers from themselves.
 
-python -m tests.docs
+python -m tools.docs
 
-writes docs/reference.md, the table of parameters in docs/headless.md, and the words of the links to cells in
-docs/guarantees.md. `tests/test_docs.py` holds all three to what this would write.
+writes docs/reference.md, the table of parameters in docs/headless.md, the table of variables in README.md, and the
+words of the links to cells in docs/guarantees.md. `tests/quick/test_docs.py` holds all four to what this would write.
 """
 
 import inspect
@@ -14,17 +14,19 @@ import click
 import papermill
 
 import helpers
-from helpers import bridge, pictures, play, questions
-from tests.lessons import LESSONS, NOTEBOOKS, read
+from exercises.frame import question
+from helpers import pictures, play, settings, streams
+from helpers.paths import COURSE
+from tools.lessons import LESSONS, NOTEBOOKS, read
 
-DOCS = Path(__file__).parents[1] / "docs"
-BEGIN, END = "<!-- made by `python -m tests.docs` -->", "<!-- end -->"
+DOCS = COURSE / "docs"
+BEGIN, END = "<!-- made by `python -m tools.docs` -->", "<!-- end -->"
 
 REFERENCE = """\
 # The helpers
 
 What the lessons import beside kafka-python: a cluster, things to break, pictures, bounded reading. This page is made
-from their docstrings (`python -m tests.docs`).
+from their docstrings (`python -m tools.docs`).
 
 """
 
@@ -42,11 +44,17 @@ def parameters() -> str:
     return "\n".join(lines)
 
 
-def with_parameters(page: str) -> str:
-    """The page about headless runs, with the table as it should be."""
+def variables() -> str:
+    """A table of the course's own variables, from `helpers.settings`."""
+    rows = [f"| {', '.join(f'`{name}`' for name in names)} | {meaning} |" for names, meaning in settings.VARIABLES]
+    return "\n".join(["| variable | meaning |", "|---|---|", *rows])
+
+
+def with_table(page: str, table: str) -> str:
+    """A page with its one made table as it should be."""
     before, rest = page.split(BEGIN)
     _, after = rest.split(END)
-    return f"{before}{BEGIN}\n\n{parameters()}\n\n{END}{after}"
+    return f"{before}{BEGIN}\n\n{table}\n\n{END}{after}"
 
 
 # -- links to cells ---------------------------------------------------------------------------------------------
@@ -85,7 +93,7 @@ def reference() -> str:
     for module, names in (
         (helpers, helpers.__all__),
         (pictures, pictures.__all__),
-        (bridge, bridge.__all__),
+        (streams, streams.__all__),
         (play, [name for name, thing in vars(play).items() if _is_own_function(play, name, thing)]),
     ):
         parts.append(f"## From `{module.__name__}`\n\n{inspect.getdoc(module)}\n\n")
@@ -93,7 +101,7 @@ def reference() -> str:
         parts += [described(getattr(module, name), prefix + name) for name in names if name != "LabError"]
     parts.append("## The questions: `q1`, `q2`, …\n\n")
     asked = "check", "hint", "solution", "progress", "ask"
-    parts += [described(getattr(questions.Question, name), f"q1.{name}") for name in asked]
+    parts += [described(getattr(question.Question, name), f"q1.{name}") for name in asked]
     return "".join(parts).rstrip() + "\n"
 
 
@@ -164,17 +172,18 @@ def _markdown(docstring: str) -> str:
 
 def pages() -> dict[Path, str]:
     """What each page should say."""
-    headless, guarantees = DOCS / "headless.md", DOCS / "guarantees.md"
+    headless, guarantees, readme = DOCS / "headless.md", DOCS / "guarantees.md", COURSE / "README.md"
     return {
         DOCS / "reference.md": reference(),
-        headless: with_parameters(headless.read_text()),
+        headless: with_table(headless.read_text(), parameters()),
+        readme: with_table(readme.read_text(), variables()),
         guarantees: with_places(guarantees.read_text()),
     }
 
 
 @click.command()
 def main() -> None:
-    """Write the pages of docs/ that are made: the reference, the parameters of lessons, the places of guarantees."""
+    """Write what is made: reference, parameters of lessons, the course's variables, places of guarantees."""
     for path, text in pages().items():
         path.write_text(text)
 

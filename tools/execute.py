@@ -12,7 +12,7 @@ import click
 import nbformat
 from nbclient import NotebookClient
 
-NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+from helpers.paths import NOTEBOOKS
 
 
 def execute(path: Path) -> None:

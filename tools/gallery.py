@@ -1,6 +1,6 @@
 """Maintainer's command: all pictures of all lessons on one page, to compare their language.
 
-python -m tests.gallery            # writes build/gallery.html, from the pictures that the lessons hold
+python -m tools.gallery            # writes build/gallery.html, from the pictures that the lessons hold
 
 Each picture stands on white and on black, as in JupyterLab's two themes, with its number and its text twin.
 """
@@ -10,9 +10,10 @@ from pathlib import Path
 
 import click
 
-from tests.lessons import LESSONS, code_cells, read
+from helpers.paths import COURSE
+from tools.lessons import LESSONS, code_cells, read
 
-TARGET = Path(__file__).parents[1] / "build" / "gallery.html"
+TARGET = COURSE / "build" / "gallery.html"
 STYLE = """
 body { font: 14px sans-serif; margin: 1.5em; }
 section { display: flex; flex-wrap: wrap; gap: 1em; }

@@ -1,11 +1,14 @@
-"""The lessons as the tests see them."""
+"""The lessons' notebooks, as tools and tests see them."""
 
 from pathlib import Path
 
 import nbformat
 
-NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
-LESSONS = sorted(NOTEBOOKS.glob("[01][0-9]_*.ipynb"))
+from helpers.paths import COURSE, NOTEBOOKS, lessons
+
+__all__ = ["COURSE", "IMPORTS", "LESSONS", "NOTEBOOKS", "code_cells", "read", "tagged", "tags"]
+
+LESSONS = lessons()
 
 
 def read(path: Path):

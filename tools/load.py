@@ -1,6 +1,6 @@
 """What 'under load' means here: every core kept busy, at normal priority, until the end of a `with` or Ctrl-C.
 
-python -m tests.load            # until Ctrl-C
+python -m tools.load            # until Ctrl-C
 """
 
 import contextlib

@@ -1,7 +1,7 @@
-"""Maintainer's script: make helpers/kafka_jars.txt and helpers/streams_jars.txt from Maven's own answer.
+"""Maintainer's script: make the jar lists in helpers/kafka/ from Maven's own answer.
 
-    python -m tests.make_jar_lists            # writes both lists
-    python -m tests.make_jar_lists --newest   # of the newest Kafka there is, and makes it the course's
+    python -m tools.make_jar_lists            # writes both lists
+    python -m tools.make_jar_lists --newest   # of the newest Kafka there is, and makes it the course's
 
 Needs Maven (`mvn`) on the PATH. `tests/test_jar_lists.py` holds the lists against the same answer.
 """
@@ -15,11 +15,12 @@ from pathlib import Path
 import click
 import requests
 
-from helpers.fetch import mirror
-from helpers.store import KAFKA_VERSION
+from helpers.kafka.cache import KAFKA_VERSION
+from helpers.kafka.download import mirror
+from helpers.paths import COURSE
 
 SLF4J_SIMPLE = "org.slf4j:slf4j-simple:1.7.36"  # Kafka 4.3 uses slf4j 1.7; without a binding there is no log
-HELPERS = Path(__file__).parents[1] / "helpers"
+HELPERS = COURSE / "helpers" / "kafka"
 
 
 def lists(kafka: str = KAFKA_VERSION) -> dict[str, list[str]]:

@@ -1,6 +1,6 @@
 """Run lessons under strict nbval many times in a row, every second time with all cores kept busy.
 
-python -m tests.repeat 01 02 --times 20
+python -m tools.repeat 01 02 --times 20
 
 Prints a line a run, and what failed; exit status 1 if anything did.
 """
@@ -12,8 +12,8 @@ import time
 
 import click
 
-from tests.lessons import LESSONS
-from tests.load import load
+from tools.lessons import LESSONS
+from tools.load import load
 
 NBVAL = ["-m", "pytest", "-o", "addopts=", "--nbval", "--nbval-current-env", "--nbval-cell-timeout=60", "-q"]
 

@@ -1,8 +1,8 @@
 """Maintainer's command: where the seconds go, lesson by lesson and cell by cell.
 
 python -m helpers run --out executed            # on an otherwise idle machine
-python -m tests.times executed                  # what each lesson took, and its slowest cells
-python -m tests.times executed --over 3         # cells that took longer than three seconds
+python -m tools.times executed                  # what each lesson took, and its slowest cells
+python -m tools.times executed --over 3         # cells that took longer than three seconds
 
 The times are those that papermill has noted in the executed notebooks.
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 import nbformat
 
-from tests.lessons import code_cells
+from tools.lessons import code_cells
 
 
 def cells(notebook) -> list[tuple[float, int, str]]:

@@ -1,7 +1,7 @@
 """Maintainer's command: has every pinned package a wheel for each Python and platform of the CI workflow?
 
-python -m tests.wheels                 # download them all, and say where one is missing
-python -m tests.wheels --dry-run       # ask only
+python -m tools.wheels                 # download them all, and say where one is missing
+python -m tools.wheels --dry-run       # ask only
 
 Each set is downloaded and unpacked into a throw-away folder, never run. Needs `uv` on the PATH, which, unlike pip,
 reads the markers of requirements.txt (`; sys_platform == "darwin"`) for the platform that is asked about, not for this
@@ -17,7 +17,8 @@ from pathlib import Path
 import click
 import yaml
 
-ROOT = Path(__file__).parents[1]
+from helpers.paths import COURSE
+
 PLATFORMS = {  # runner: what uv calls its platform
     "ubuntu-latest": "x86_64-manylinux_2_28",
     "ubuntu-24.04-arm": "aarch64-manylinux_2_28",
@@ -28,7 +29,7 @@ PLATFORMS = {  # runner: what uv calls its platform
 
 def pythons() -> list[str]:
     """The Python versions of the workflow's matrix."""
-    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "lessons.yml").read_text())
+    workflow = yaml.safe_load((COURSE / ".github" / "workflows" / "lessons.yml").read_text())
     return workflow["jobs"]["lessons"]["strategy"]["matrix"]["python"]
 
 
@@ -36,7 +37,7 @@ def pythons() -> list[str]:
 @click.option("--dry-run", is_flag=True, help="Resolve only; nothing is downloaded but metadata.")
 def main(dry_run: bool) -> None:
     """Try every combination; exit status 1 when a runner of the workflow lacks a wheel."""
-    pins = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if not line.startswith("-e")]
+    pins = [line for line in (COURSE / "requirements.txt").read_text().splitlines() if not line.startswith("-e")]
     bad = False
     with tempfile.TemporaryDirectory() as folder:
         (requirements := Path(folder, "requirements.txt")).write_text("\n".join(pins))

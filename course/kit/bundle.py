@@ -18,10 +18,10 @@ import click
 from packaging.requirements import Requirement
 from tqdm import tqdm
 
-from helpers import store
+from helpers import paths
 from helpers.errors import LabError
+from helpers.kafka import cache
 
-COURSE = Path(__file__).resolve().parents[2]
 KIT = "kafka-design-patterns-kit"
 INSTALLER = Path(__file__).with_name("install_kit.py")
 BUILD = "setuptools>=80"  # what pip needs to install the course itself
@@ -62,7 +62,7 @@ def make(target: Path, systems: list[str], versions: list[str], download=None) -
     Raises:
         LabError: no network, a package without a wheel for a system, a full disk.
     """
-    from helpers.fetch import prepare_jars
+    from helpers.kafka.download import prepare_jars
 
     jars = [*prepare_jars("kafka_jars.txt"), *prepare_jars("streams_jars.txt")]
     part = target.with_name(f".{target.name}.{os.getpid()}")
@@ -73,9 +73,9 @@ def make(target: Path, systems: list[str], versions: list[str], download=None) -
             wheels.mkdir(parents=True)
             (download or download_wheels)(wheels, systems, versions)
             for source in course_files():
-                _copy(source, kit / "course" / source.relative_to(COURSE))
+                _copy(source, kit / "course" / source.relative_to(paths.COURSE))
             for jar in dict.fromkeys(jars):
-                _copy(jar, kit / "jars" / jar.relative_to(store.jars_folder()))
+                _copy(jar, kit / "jars" / jar.relative_to(cache.jars_folder()))
             shutil.copy(INSTALLER, kit / "install.py")
             (kit / "README.txt").write_text(README.format(systems=", ".join(systems), versions=", ".join(versions)))
             (kit / "NOTICES.txt").write_text(
@@ -134,7 +134,7 @@ def course_files() -> list[Path]:
             elif path.suffix not in (".tar", ".pyc"):
                 yield path
 
-    return list(wanted(COURSE))
+    return list(wanted(paths.COURSE))
 
 
 #: What tells systems apart in the markers of requirements.txt (`; sys_platform == "darwin"`).
@@ -151,7 +151,7 @@ def pins(system: str, version: str) -> list[str]:
     Without their markers: pip would judge these for the machine that packs, and leave out what only others need.
     """
     target = MARKERS[system] | {"python_version": version, "python_full_version": f"{version}.99"}
-    lines = [line.split("#")[0].strip() for line in (COURSE / "requirements.txt").read_text().splitlines()]
+    lines = [line.split("#")[0].strip() for line in (paths.COURSE / "requirements.txt").read_text().splitlines()]
     wanted = [Requirement(line) for line in lines if line and not line.startswith("-")]
     needed = [each for each in wanted if each.marker is None or each.marker.evaluate(target)]
     return [f"{each.name}{each.specifier}" for each in needed] + [BUILD]
@@ -200,12 +200,12 @@ def write_sums(kit: Path) -> None:
 
 def fill_cache(jars: str) -> None:
     """Put a kit's jars where the course looks for them, and make what brokers start quickly from, without a network."""
-    from helpers.cluster import prepare_cache
+    from helpers.kafka.embedded import prepare_cache
 
     for name in ("kafka_jars.txt", "streams_jars.txt"):
-        for jar in store.missing(store.jar_list(name)):
-            _copy(Path(jars) / jar.path, store.jars_folder() / jar.path)
-        if damaged := store.missing(store.jar_list(name)):
+        for jar in cache.missing(cache.jar_list(name)):
+            _copy(Path(jars) / jar.path, cache.jars_folder() / jar.path)
+        if damaged := cache.missing(cache.jar_list(name)):
             raise LabError(f"{damaged[0].path} in the kit is damaged: copy the kit again.")
     prepare_cache()
 

@@ -56,7 +56,7 @@ def main() -> None:
     command = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r", "requirements.txt"]
     if subprocess.run(command, cwd=COURSE, env=offline).returncode:
         sys.exit("pip could not install the course: is this kit for this system and this version of Python? README.txt")
-    fill = "import sys; from helpers.commands.bundle import fill_cache; fill_cache(sys.argv[1])"
+    fill = "import sys; from course.kit.bundle import fill_cache; fill_cache(sys.argv[1])"
     if subprocess.run([python, "-c", fill, KIT / "jars"], cwd=COURSE).returncode:
         sys.exit("The cache could not be filled: see above.")
     print(f"\nReady. Next:\n    cd {COURSE}\n    .venv/bin/python -m helpers lab")

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import click
 
-from helpers.commands.copies import copy_lessons
+from course.lab.copies import copy_lessons
+from helpers import settings
 from helpers.errors import LabError
 
 
@@ -22,10 +23,10 @@ def copy(notebooks: Path, folder: Path) -> list[Path]:
 
 def fill_cache() -> None:
     """Fill the cache, so that the first cell starts in a second; an external cluster needs none."""
-    from helpers.cluster import train
-    from helpers.fetch import prepare
+    from helpers.kafka.download import prepare
+    from helpers.kafka.embedded import train
 
-    if not os.environ.get("COURSE_BOOTSTRAP_SERVERS"):  # a lesson that wants brokers all the same fills it itself
+    if not settings.bootstrap_servers():  # a lesson that wants brokers all the same fills it itself
         prepare(train)
 
 

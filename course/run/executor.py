@@ -1,4 +1,4 @@
-"""One lesson of a headless run, executed by papermill; a program of its own, started by `helpers.commands.headless`.
+"""One lesson of a headless run, executed by papermill; a program of its own, started by `course.run.headless`.
 
 Its argument is a job in JSON; it tells how far it is by lines of JSON on stdout. Its stdin is its leash: when a line
 comes, because time is up or the run is interrupted, or when it closes, because the run itself was killed, this process
@@ -112,7 +112,7 @@ def _papermill(lesson: Path, folder: Path, executed: Path, parameters: dict, lea
             start_timeout=120,
             cwd=desk,
             on_cell_execute=on_cell_execute,
-            config=Config(KernelManager={"transport_encryption": "auto"}),  # as in helpers.commands.jupyter
+            config=Config(KernelManager={"transport_encryption": "auto"}),  # as in course.lab.jupyter
         )
     except papermill.PapermillExecutionError as error:
         return _failure(f"In [{error.exec_count}]", error.ename, error.evalue, "\n".join(error.traceback))

@@ -1,6 +1,6 @@
 """`python -m helpers run`: lessons executed without a screen, judged, and kept as notebooks, HTML and JUnit XML.
 
-Each lesson is executed in a process of its own (`helpers.commands.executor`), so that it can be stopped, several run at
+Each lesson is executed in a process of its own (`course.run.executor`), so that it can be stopped, several run at
 once, and one that takes its process down fails alone. Everything is written in a temp folder first, so that the folder
 of the lessons may be read-only.
 """
@@ -23,9 +23,9 @@ import psutil
 import yaml
 from tqdm import tqdm
 
-from helpers.commands import executor
+from course.run import executor
 from helpers.errors import LabError
-from helpers.processes import tail
+from helpers.processes.run_folder import tail
 
 GRACE = 15  # seconds that a stopped lesson has for saving its notebook
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -180,8 +180,8 @@ def run(lessons: list[Path], out: Path, parameters: dict[Path, dict], time_limit
     Raises:
         LabError: the cache could not be filled, so that no lesson was run; or the results could not be written.
     """
-    from helpers.cluster import train
-    from helpers.fetch import prepare
+    from helpers.kafka.download import prepare
+    from helpers.kafka.embedded import train
 
     prepare(train)  # before the clocks of the lessons run
     began = time.monotonic()
@@ -298,7 +298,7 @@ def _environment(folder: Path) -> dict[str, str]:
     """The environment of a lesson: nothing of the user's own IPython or Jupyter, and the wish to have the logs kept."""
     return dict(
         os.environ,
-        COURSE_KEEP_LOGS=str(folder / "logs"),  # see helpers.supervisor
+        COURSE_KEEP_LOGS=str(folder / "logs"),  # see helpers.processes.supervisor
         IPYTHONDIR=str(folder / "ipython"),
         JUPYTER_RUNTIME_DIR=str(folder / "runtime"),
         JUPYTER_PREFER_ENV_PATH="1",

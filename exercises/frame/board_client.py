@@ -8,11 +8,11 @@ fail: a thread of its own sends, and what cannot be sent is dropped.
 import atexit
 import contextlib
 import json
-import os
 import queue
 import threading
 
-from helpers.watching import somebody_is_watching
+from helpers import settings
+from helpers.notebook import somebody_is_watching
 
 LONGEST = 20_000  # characters of code, and of words, that go with a call for help
 
@@ -22,7 +22,7 @@ _thread: threading.Thread | None = None
 
 def topic() -> str:
     """The learner's topic for the board; empty for one who has not joined a class."""
-    return os.environ.get("COURSE_BOARD_TOPIC", "").strip()
+    return settings.value("COURSE_BOARD_TOPIC")
 
 
 def observe(lesson: str, question: str, state: str) -> None:
@@ -60,7 +60,7 @@ def wait(seconds: float) -> bool:
 def _send(waiting: queue.Queue) -> None:
     from kafka import KafkaProducer
 
-    from helpers import remote
+    from helpers.kafka import diagnosis
 
     producer = None
     while True:
@@ -71,8 +71,8 @@ def _send(waiting: queue.Queue) -> None:
         with contextlib.suppress(Exception):  # the class must not suffer from the board
             if producer is None:
                 producer = KafkaProducer(
-                    **remote.security(),
-                    bootstrap_servers=[str(address) for address in remote.addresses()],
+                    **diagnosis.security(),
+                    bootstrap_servers=[str(address) for address in diagnosis.addresses()],
                     max_block_ms=5000,
                     delivery_timeout_ms=10_000,
                     request_timeout_ms=5000,

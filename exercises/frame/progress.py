@@ -16,7 +16,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from helpers.watching import somebody_is_watching
+from helpers import settings
+from helpers.notebook import somebody_is_watching
 
 FILE = ".progress.jsonl"
 
@@ -32,21 +33,19 @@ class Tally:
     right: bool = False
 
 
-def folder() -> Path:
-    """The folder of the learner's own lessons: COURSE_WORK_DIR, which `python -m helpers lab` sets, or `work`."""
-    return Path(os.environ.get("COURSE_WORK_DIR") or Path(__file__).resolve().parents[1] / "work")
-
-
 def observe(lesson: str, question: str, state: str) -> None:
     """Keep the outcome of a check, if a person asked for it and an answer was judged. An observer of questions."""
     global failure
     if state == "not started" or not somebody_is_watching():
         return
     try:
-        append(folder() / FILE, {"time": int(time.time()), "lesson": lesson, "question": question, "state": state})
+        append(
+            settings.work_folder() / FILE,
+            {"time": int(time.time()), "lesson": lesson, "question": question, "state": state},
+        )
         failure = ""
     except OSError as error:
-        failure = f"{folder() / FILE} could not be written ({error.strerror})"
+        failure = f"{settings.work_folder() / FILE} could not be written ({error.strerror})"
 
 
 def append(path: Path, event: dict) -> None:
@@ -100,9 +99,9 @@ def of_lesson(lesson: str, questions: list[str]) -> tuple[str, str]:
     tallies, trouble = {}, failure
     if somebody_is_watching():
         try:
-            tallies, _ = read(folder() / FILE)
+            tallies, _ = read(settings.work_folder() / FILE)
         except OSError as error:
-            trouble = f"{folder() / FILE} could not be read ({error.strerror})"
+            trouble = f"{settings.work_folder() / FILE} could not be read ({error.strerror})"
     found = {name: tallies.get((lesson, name), Tally()) for name in questions}
     right = [name for name, tally in found.items() if tally.right]
     tried = [name for name, tally in found.items() if tally.tries and not tally.right]

@@ -2,7 +2,7 @@
 
 A node is broker and controller in one (KRaft, combined mode), listens on 127.0.0.1 only, and keeps its ports and its
 data
-over `kill` and `start`. Everything that a lesson calls is in `helpers.cluster`.
+over `kill` and `start`. Everything that a lesson calls is in `helpers.kafka.cluster`.
 """
 
 import contextlib
@@ -18,9 +18,9 @@ from base64 import urlsafe_b64encode
 from dataclasses import dataclass
 from pathlib import Path
 
-from helpers import store
 from helpers.errors import BrokerDied, LabError, NoMemory, PortTaken
-from helpers.processes import Processes, tail
+from helpers.kafka import cache
+from helpers.processes.run_folder import Processes, tail
 
 # Outside of the range that the system gives to outgoing connections (32768 and up on Linux, 49152 on macOS): a
 # client's own
@@ -267,18 +267,18 @@ def with_aot_cache() -> tuple[str, ...]:
 
     Java checks the AOT cache's checksums, and goes on without one that is damaged; unchecked it would crash.
     """
-    return f"-XX:AOTCache={store.aot_cache()}", "-XX:+VerifySharedSpaces", "-Xlog:aot*=off", "-Xlog:cds*=off"
+    return f"-XX:AOTCache={cache.aot_cache()}", "-XX:+VerifySharedSpaces", "-Xlog:aot*=off", "-Xlog:cds*=off"
 
 
 def _java(*arguments) -> list[str]:
     """A Java command line with the broker's flags and class path."""
     main = next(i for i, a in enumerate(arguments) if not str(a).startswith("-"))
     return [
-        str(store.java()),
-        *store.JVM_FLAGS,
+        str(cache.java()),
+        *cache.JVM_FLAGS,
         *arguments[:main],
         "-cp",
-        store.class_path(),
+        cache.class_path(),
         *map(str, arguments[main:]),
     ]
 

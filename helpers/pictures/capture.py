@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 
 from kafka import KafkaAdminClient, TopicPartition
 from kafka.admin import OffsetSpec
-from kafka.consumer.fetcher import ConsumerRecord
 from kafka.errors import KafkaError, LeaderNotAvailableError, UnknownTopicOrPartitionError, for_code
-from kafka.protocol.consumer import FetchRequest
-from kafka.record import MemoryRecords
+
+from helpers import internals
+from helpers.internals import ConsumerRecord, MemoryRecords
 
 from .log import Cell, Lane, Log, Mark
 
@@ -133,7 +133,7 @@ def admin_of(cluster: Any) -> KafkaAdminClient:
     if not cluster.embedded:
         return KafkaAdminClient(**cluster.connection)
     admin = KafkaAdminClient(**{**cluster.connection, "request_timeout_ms": 1000, "bootstrap_timeout_ms": 1000})
-    admin._manager.config["socket_connection_setup_timeout_ms"] = 1000  # 10 s, and no setting of the client's
+    internals.connect_within(admin, 1000)
     return admin
 
 
@@ -159,7 +159,7 @@ def _read_partition(admin: KafkaAdminClient, tp: TopicPartition, leader: int, st
     """All batches from start to end."""
     batches, stable, offset = [], None, start
     while stable is None or offset < end:
-        answer = _fetch(admin, tp, leader, offset)
+        answer = internals.fetch(admin, tp.topic, tp.partition, leader, offset)
         stable = answer.last_stable_offset if stable is None else stable
         records = MemoryRecords(bytes(answer.records or b""))
         before = offset
@@ -170,40 +170,6 @@ def _read_partition(admin: KafkaAdminClient, tp: TopicPartition, leader: int, st
         if offset == before:  # compaction may leave nothing up to the end
             break
     return _Partition(start, min(stable, end), end, batches)
-
-
-def _fetch(admin: KafkaAdminClient, tp: TopicPartition, leader: int, offset: int) -> Any:
-    """One answer of the leader, uncommitted records and markers with it. Version 12 still names the topic."""
-    partition = FetchRequest.FetchTopic.FetchPartition(
-        partition=tp.partition,
-        current_leader_epoch=-1,
-        fetch_offset=offset,
-        last_fetched_epoch=-1,
-        log_start_offset=-1,
-        partition_max_bytes=2**24,
-    )
-    request = FetchRequest(
-        max_wait_ms=500,
-        min_bytes=0,
-        max_bytes=2**26,
-        isolation_level=0,
-        session_id=0,
-        session_epoch=-1,
-        topics=[FetchRequest.FetchTopic(topic=tp.topic, partitions=[partition])],
-        forgotten_topics_data=[],
-        rack_id="",
-        min_version=4,
-        max_version=12,
-    )
-
-    async def send() -> Any:
-        # The admin client has no public way to send a request of one's own; its version is pinned.
-        return await admin._manager.send(request, node_id=leader)
-
-    answer = admin._manager.run(send).responses[0].partitions[0]
-    if answer.error_code:
-        raise for_code(answer.error_code)(f"partition {tp.partition}")
-    return answer
 
 
 def _committed(

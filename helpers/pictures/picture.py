@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import base64
-import os
+import html
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from ..watching import somebody_is_watching
+from helpers import settings
+from helpers.notebook import somebody_is_watching
+
 from .style import MAX_WIDTH, MIN_WIDTH, PAD, TITLE, Sheet, fit, text_width
 
 
@@ -129,7 +131,7 @@ class Film:
 
 
 def _text_alone() -> bool:
-    return os.environ.get("COURSE_PICTURES") == "text"
+    return settings.value("COURSE_PICTURES") == "text"
 
 
 def _slider(captions: Sequence[str]) -> Any:
@@ -146,3 +148,13 @@ def _slider(captions: Sequence[str]) -> Any:
         )
     except Exception:  # a comfort: whatever keeps it away (no package, no comm), the picture stays
         return None
+
+
+def picture_as_html(picture) -> str:
+    """Return the picture itself with its text as the alternative, or the text alone where pictures are switched off."""
+    data, metadata = picture._repr_mimebundle_()
+    text = html.escape(data["text/plain"])
+    if "image/png" not in data:
+        return f"<pre>{text}</pre>"
+    source, width = f"data:image/png;base64,{data['image/png']}", metadata["image/png"]["width"]
+    return f'<img style="max-width: 100%; margin-top: 0.5em" width="{width}" alt="{text}" src="{source}">'

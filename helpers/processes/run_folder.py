@@ -1,7 +1,7 @@
 """Servers and workers of a lesson: started, harmed and ended through a watchdog that outlives a killed kernel.
 
 A `Processes` is a private folder below the user's temp folder and the processes that run in it. Its watchdog
-(`helpers.supervisor`) kills them and deletes the folder as soon as the owner closes it, exits, or is killed.
+(`helpers.processes.supervisor`) kills them and deletes the folder as soon as the owner closes it, exits, or is killed.
 """
 
 import atexit
@@ -20,6 +20,7 @@ from pathlib import Path
 
 import psutil
 
+from helpers import settings
 from helpers.errors import LabError
 
 YOUNG = 60  # seconds in which a folder without a lock belongs to a watchdog that is just starting
@@ -63,11 +64,12 @@ class Processes:
         self._owner = os.getpid()
         base = base_folder()
         program = Path(__file__).with_name("supervisor.py")
+        keep_logs = settings.value("COURSE_KEEP_LOGS")
         try:
             with _no_interrupt():  # no folder without a watchdog, no watchdog that nobody can close
                 self.folder = Path(tempfile.mkdtemp(prefix="run-", dir=base))
                 self._watchdog = subprocess.Popen(
-                    [sys.executable, "-I", "-S", program, self.folder, str(os.getpid())],
+                    [sys.executable, "-I", "-S", program, self.folder, str(os.getpid()), keep_logs],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.DEVNULL,

@@ -1,8 +1,8 @@
 """The watchdog of one run folder: starts the servers of a lesson, and ends them when their owner is gone.
 
-Run as a program of its own (`python -I -S supervisor.py FOLDER OWNER_PID`) by `helpers.processes`; uses the standard
-library
-only, so that it starts in some 20 ms. It is the parent of every broker, database and worker, in a session of its own:
+Run as a program of its own (`python -I -S supervisor.py FOLDER OWNER_PID KEEP_LOGS`) by `helpers.processes.run_folder`;
+uses the standard library only, so that it starts in some 20 ms. It is the parent of every broker, database and worker,
+in a session of its own:
 an interrupt of the kernel does not reach them, and a kernel that is killed, together with its process group, cannot
 take the watchdog with it. When the owner's pipe closes, or the owner is no longer our parent, every child is killed and
 the folder deleted.
@@ -138,8 +138,8 @@ def clean_up():
                 child.kill()
     for child in children.values():
         child.wait()
-    if keep := os.environ.get("COURSE_KEEP_LOGS"):  # `python -m helpers run` asks for them, for lessons that fail
-        keep_logs(keep)
+    if KEEP:  # `python -m helpers run` asks for them, for lessons that fail
+        keep_logs(KEEP)
     for _ in range(100):  # a grandchild that is just dying may still write into the folder
         shutil.rmtree(FOLDER, ignore_errors=True)
         if not os.path.exists(FOLDER):
@@ -160,8 +160,8 @@ def keep_logs(target):
 
 def main():
     """Mark the folder as alive by a locked file, serve, and clean up whatever happens."""
-    global FOLDER, OWNER
-    FOLDER, OWNER = os.path.abspath(sys.argv[1]), int(sys.argv[2])
+    global FOLDER, OWNER, KEEP
+    FOLDER, OWNER, KEEP = os.path.abspath(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
     for survived in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         # A handler that does nothing, not SIG_IGN: that would be inherited, and Java would not hear a SIGTERM.
         signal.signal(survived, lambda *_: None)

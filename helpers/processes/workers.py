@@ -25,7 +25,7 @@ from importlib import import_module
 from pathlib import Path
 
 from helpers.errors import LabError
-from helpers.processes import Processes, tail
+from helpers.processes.run_folder import Processes, tail
 from helpers.waiting import wait_until
 
 _inside: "_Inside | None" = None  # set in the worker's own process
@@ -79,7 +79,7 @@ class Worker:
         # A worker finds modules where the notebook finds them.
         variables = {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "PYTHONUNBUFFERED": "1"}
         self.pid = self._processes.start(
-            [sys.executable, "-c", "from helpers.workers import main; main()", folder],
+            [sys.executable, "-c", "from helpers.processes.workers import main; main()", folder],
             self._log,
             env=os.environ | variables | (environment or {}),
         )

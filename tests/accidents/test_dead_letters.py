@@ -24,11 +24,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from kafka import KafkaConsumer, KafkaProducer, OffsetAndMetadata, TopicPartition
 from sqlalchemy import create_engine, text
 
-from helpers import store, workers
-from tests import lessons
+from helpers.kafka import cache
+from helpers.processes import workers
+from tools import lessons
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["tests.test_dead_letters"])
+FORKS.set_forkserver_preload(["tests.accidents.test_dead_letters"])
 
 KINDS = ["tea", "matcha", "fax", "no goods"]
 CAUSES = {"matcha": "UnknownGoods", "fax": "UnicodeDecodeError", "no goods": "KeyError"}
@@ -520,7 +521,7 @@ def test_control_without_a_circuit_breaker_an_outage_puts_all_aside(shop):
 def test_kafka_has_no_dead_letters_of_share_groups_yet(shop):
     """What lesson 07 says of Kafka 4.3.1. When this fails after an update: change it there (c07-050, c07-104)."""
     found = set()
-    for path in store.class_path().split(os.pathsep):
+    for path in cache.class_path().split(os.pathsep):
         with zipfile.ZipFile(path) as jar:
             for name in jar.namelist():
                 if name.startswith("org/apache/kafka/") and name.endswith(".class"):

@@ -29,7 +29,7 @@ from sqlalchemy import create_engine, event, text
 from sqlalchemy.exc import OperationalError
 
 from helpers import Cluster, Database
-from tests.lessons import NOTEBOOKS, code_cells, read
+from tools.lessons import NOTEBOOKS, code_cells, read
 
 FEW, MANY = 25, 150  # examples in every test run, and in the full one
 TAKEN = ["change", "PUT", "DELETE", "COUNT", "MOVE", "update_query_model", "new_read_models", "naive_projector",

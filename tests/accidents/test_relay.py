@@ -19,8 +19,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from kafka import KafkaConsumer, KafkaProducer
 from sqlalchemy import Engine, create_engine, event, insert, select
 
-from helpers import read_topic, wait_until, workers
-from tests.lessons import NOTEBOOKS, code_cells, read, tagged
+from helpers import read_topic, wait_until
+from helpers.processes import workers
+from tools.lessons import NOTEBOOKS, code_cells, read, tagged
 
 LESSON: dict = {"__name__": "lesson_08"}
 notebook = read(NOTEBOOKS / "08_outbox.ipynb")
@@ -30,7 +31,7 @@ for cell in [*code_cells(notebook)[:2], *tagged(notebook, "relay")]:
 Order, Outbox, Stock = LESSON["Order"], LESSON["Outbox"], LESSON["Stock"]
 STATES = ["Paid", "Packed", "Sent"]
 forks = multiprocessing.get_context("forkserver")
-forks.set_forkserver_preload(["tests.test_relay"])
+forks.set_forkserver_preload(["tests.accidents.test_relay"])
 
 
 # -- lives that may be cut short ---------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from sqlalchemy import create_engine, text
 
 from helpers import Worker, read_topic, wait_until
-from tests.lessons import NOTEBOOKS, read, tagged
+from tools.lessons import NOTEBOOKS, read, tagged
 
 NOTEBOOK = read(NOTEBOOKS / "06_saga.ipynb")
 POINTS = ["taken", "worked", "written", "committed", "sent"]  # where a service can die, in the order of its turn

@@ -34,16 +34,17 @@ from kafka.protocol.broker_version_data import BrokerVersionData
 from kafka.protocol.metadata import ApiVersionsRequest
 from kafka.structs import OffsetAndMetadata
 
-from helpers import Cluster, LabError, remote
-from helpers.classroom import learners, network, room, watchdog
-from helpers.classroom.folder import USUAL, Folder
-from helpers.commands import doctor
+from classroom import learners, limits, network, server
+from classroom.folder import Folder
+from course import doctor
+from helpers import Cluster, LabError, paths
 from helpers.errors import NoMemory
-from helpers.java import java_config, start_java
-from helpers.processes import _is_over, base_folder
+from helpers.kafka import diagnosis
+from helpers.processes.run_folder import _is_over, base_folder
+from helpers.streams.jvm import java_config, start_java
 from helpers.waiting import wait_until
+from tests.lab.test_cli import call
 from tests.secured import free_ports, secured_broker
-from tests.test_cli import call
 
 REFUSED = kafka_errors.AuthorizationError
 SMALL = 5  # MB of disk, where a test fills it
@@ -110,8 +111,8 @@ def write(broker, name: str, topic: str, value: bytes = b"x", key: bytes | None 
 def read(broker, name: str, topic: str, group: str | None = None, seconds: float = 30, partition: int = 0):
     settings = {"group_id": group, "auto_offset_reset": "earliest"}
     with (
-        room.connect(broker.folder, broker.folder.room(), broker.brokers.ports, KafkaConsumer, **settings)
-        if name == room.ADMIN
+        server.connect(broker.folder, broker.folder.room(), broker.brokers.ports, KafkaConsumer, **settings)
+        if name == server.ADMIN
         else KafkaConsumer(**security(broker, name), **settings)
     ) as consumer:
         if group:
@@ -142,7 +143,7 @@ def test_no_reading_of_others_records(broker, ann, bobs):
     assert read(broker, "bob", "bob.orders") == [b"secret"]
     for topic in ("bob.orders", "__consumer_offsets", "bob.progress"):
         partition = filled(broker, topic)
-        assert read(broker, room.ADMIN, topic, partition=partition), "there is something to read"
+        assert read(broker, server.ADMIN, topic, partition=partition), "there is something to read"
         with pytest.raises((REFUSED, TimeoutError)):  # kafka-python 3.0.12 goes on asking, in silence
             read(broker, "ann", topic, seconds=3, partition=partition)
     with pytest.raises((REFUSED, TimeoutError)):
@@ -153,7 +154,7 @@ def test_no_reading_of_others_records(broker, ann, bobs):
 
 def filled(broker, topic: str) -> int:
     """A partition that has records."""
-    with room.connect(broker.folder, broker.folder.room(), broker.brokers.ports, KafkaConsumer) as consumer:
+    with server.connect(broker.folder, broker.folder.room(), broker.brokers.ports, KafkaConsumer) as consumer:
         ends = consumer.end_offsets([TopicPartition(topic, n) for n in consumer.partitions_for_topic(topic)])
     return max(ends, key=ends.get).partition
 
@@ -273,7 +274,7 @@ def test_no_transactional_id_of_others(broker, ann, bobs):
 
 def test_the_teachers_records_can_be_read(broker, ann):
     broker.admin.create_topics({"shared.prices": {"num_partitions": 1}})
-    with room.connect(broker.folder, broker.folder.room(), broker.brokers.ports, KafkaProducer) as teacher:
+    with server.connect(broker.folder, broker.folder.room(), broker.brokers.ports, KafkaProducer) as teacher:
         teacher.send("shared.prices", b"12").get(30)
     assert read(broker, "ann", "shared.prices") == [b"12"]
     assert read(broker, "ann", "shared.prices", group="ann.prices") == [b"12"]
@@ -286,9 +287,9 @@ def test_the_teachers_records_can_be_read(broker, ann):
 @contextlib.contextmanager
 def line_to(port: int, settings: dict):
     """A connection with TLS to whatever listens at a port of this machine; nobody has logged in on it."""
-    address, deadline = remote.Address("localhost", port), time.monotonic() + 10
-    with remote._encrypt(remote._connect(address, deadline), address, settings, deadline) as connected:
-        line = remote._Line(connected, address, deadline)
+    address, deadline = diagnosis.Address("localhost", port), time.monotonic() + 10
+    with diagnosis._encrypt(diagnosis._connect(address, deadline), address, settings, deadline) as connected:
+        line = diagnosis._Line(connected, address, deadline)
         keys = line.ask(ApiVersionsRequest(version=0)).api_keys
         line.versions = BrokerVersionData(
             api_versions={key.api_key: (key.min_version, key.max_version) for key in keys}
@@ -309,19 +310,19 @@ def test_the_doors_of_the_brokers_themselves_are_shut(broker, listener):
     tries = [
         ("SCRAM-SHA-512", "ann", word, "does not take SCRAM-SHA-512, but PLAIN"),
         ("PLAIN", "ann", word, "refuses the log-in of user ann .*Invalid username or password"),
-        ("PLAIN", room.ADMIN, "admin", "refuses the log-in of user admin .*Invalid username or password"),
-        ("PLAIN", room.ADMIN, broker.folder.room().admin_password, None),  # the teacher's gets in by the same steps
+        ("PLAIN", server.ADMIN, "admin", "refuses the log-in of user admin .*Invalid username or password"),
+        ("PLAIN", server.ADMIN, broker.folder.room().admin_password, None),  # the teacher's gets in by the same steps
     ]
     for mechanism, user, password, said in tries:
         settings = security(broker, "ann") | {
             "sasl_mechanism": mechanism,
             "sasl_plain_username": user,
-            "sasl_plain_password": remote.Secret(password),
+            "sasl_plain_password": diagnosis.Secret(password),
         }
         settings.pop("bootstrap_servers")
         with line_to(port, settings) as (line, address):
-            with pytest.raises(remote.Unreachable, match=said) if said else contextlib.nullcontext():
-                remote._log_in(line, address, settings)
+            with pytest.raises(diagnosis.Unreachable, match=said) if said else contextlib.nullcontext():
+                diagnosis._log_in(line, address, settings)
             if said is None:
                 assert line.ask(question()).cluster_id == broker.folder.room().cluster_id
     with line_to(port, settings) as (line, _), pytest.raises(ConnectionError):  # hung up on: no log-in, no answer
@@ -329,12 +330,12 @@ def test_the_doors_of_the_brokers_themselves_are_shut(broker, listener):
 
 
 def test_a_failed_log_in_says_why_and_harms_nobody(broker, ann):
-    settings = security(broker, "ann", sasl_plain_password=remote.Secret("wrong"))
+    settings = security(broker, "ann", sasl_plain_password=diagnosis.Secret("wrong"))
     settings.pop("bootstrap_servers")
     host, port = broker.address.split(":")
     for _ in range(20):
-        with pytest.raises(remote.Unreachable, match="refuses the log-in of user ann"):
-            remote.greet(remote.Address(host, int(port)), settings, "ann.x", 5)
+        with pytest.raises(diagnosis.Unreachable, match="refuses the log-in of user ann"):
+            diagnosis.greet(diagnosis.Address(host, int(port)), settings, "ann.x", 5)
     assert write(broker, "ann", "ann.orders")
 
 
@@ -380,11 +381,11 @@ def somebody_else_works(broker):
 def watched(broker, megabytes: int = 300):
     """A watchdog looks, as `serve` makes it; yields what it told."""
     told, stop = [], threading.Event()
-    with room.connect(broker.folder, broker.folder.room(), broker.brokers.ports) as admin:
-        dog = watchdog.Watchdog(admin, broker.brokers.homes, broker.brokers.logs, megabytes, told.append)
+    with server.connect(broker.folder, broker.folder.room(), broker.brokers.ports) as admin:
+        dog = limits.Watchdog(admin, broker.brokers.homes, broker.brokers.logs, megabytes, told.append)
 
         def look():
-            while not stop.wait(watchdog.SECONDS):
+            while not stop.wait(limits.SECONDS):
                 dog.look()
 
         thread = threading.Thread(target=look)
@@ -405,17 +406,17 @@ def test_oversized_records_are_refused(broker, ann):
         # Her own topic may allow larger ones, but no request is larger than the broker's limit.
         ann.create_topics({"ann.large": {"num_partitions": 1, "configs": {"max.message.bytes": "90000000"}}})
         large = {"max_request_size": 90_000_000, "retries": 0}
-        write(broker, "ann", "ann.large", bytes(room.LARGEST_REQUEST - 10_000), **large)
+        write(broker, "ann", "ann.large", bytes(server.LARGEST_REQUEST - 10_000), **large)
         with pytest.raises(kafka_errors.KafkaConnectionError) as refused:  # the broker hangs up at the size's sight
-            write(broker, "ann", "ann.large", bytes(room.LARGEST_REQUEST), **large)
+            write(broker, "ann", "ann.large", bytes(server.LARGEST_REQUEST), **large)
         print(repr(refused.value))
     assert read_end(broker, "ann.large") == 1
     said = broker.brokers.logs[0].read_text(errors="replace")
-    assert re.search(rf"InvalidReceiveException.* larger than {room.LARGEST_REQUEST}", said), "by the limit"
+    assert re.search(rf"InvalidReceiveException.* larger than {server.LARGEST_REQUEST}", said), "by the limit"
 
 
 def read_end(broker, topic: str) -> int:
-    with room.connect(broker.folder, broker.folder.room(), broker.brokers.ports, KafkaConsumer) as consumer:
+    with server.connect(broker.folder, broker.folder.room(), broker.brokers.ports, KafkaConsumer) as consumer:
         return consumer.end_offsets([TopicPartition(topic, 0)])[TopicPartition(topic, 0)]
 
 
@@ -429,7 +430,7 @@ def test_a_full_corner_is_held_until_it_is_emptied(broker, bobs):
         assert learners.held(broker.admin) == {"bob"}, "a `serve` that starts anew has to know"
         wait_until(lambda: told, "the word of it", timeout=20)  # told after it is done, so the refusal comes first
         assert "bob is held" in told[0] and "5 are allowed" in told[0]
-        taken = watchdog.measure(broker.brokers.homes)["bob"].bytes / 1e6
+        taken = limits.measure(broker.brokers.homes)["bob"].bytes / 1e6
         with pytest.raises(REFUSED):
             bobs.create_topics({"bob.more": {"num_partitions": 1}})
         with pytest.raises(REFUSED):
@@ -458,12 +459,12 @@ def commit(admin, group: str, note: str = "", count: int = 1) -> set:
 
 def test_commits_cannot_fill_memory_and_disk(broker, monkeypatch):
     """Offsets are kept in the broker's memory, and no quota of Kafka's counts them."""
-    monkeypatch.setattr(watchdog, "GROUPS", 10)
+    monkeypatch.setattr(limits, "GROUPS", 10)
     learners.add(broker.folder, broker.admin, ["hugo"])
     with watched(broker) as told, KafkaAdminClient(**security(broker, "hugo")) as hugo:
         hugo.create_topics({"hugo.orders": {"num_partitions": 20}})
         assert commit(hugo, "hugo.note", "x" * 4000) == {kafka_errors.OffsetMetadataTooLargeError}
-        assert commit(hugo, "hugo.note", "x" * room.LARGEST_NOTE, 20) == {kafka_errors.NoError}
+        assert commit(hugo, "hugo.note", "x" * server.LARGEST_NOTE, 20) == {kafka_errors.NoError}
         for number in range(1000):
             said = commit(hugo, f"hugo.group-{number}")
             if said != {kafka_errors.NoError}:
@@ -481,8 +482,8 @@ def test_commits_cannot_fill_memory_and_disk(broker, monkeypatch):
 
 def test_a_long_name_of_a_group_counts_as_several():
     groups = [{"group_id": "ann." + "x" * 1000}, {"group_id": "ann.b"}, {"group_id": "connect"}]
-    usage = watchdog.measure([])
-    watchdog.count_groups(types.SimpleNamespace(list_groups=lambda: groups), usage)
+    usage = limits.measure([])
+    limits.count_groups(types.SimpleNamespace(list_groups=lambda: groups), usage)
     assert {name: taken.groups for name, taken in usage.items()} == {"ann": 6}
 
 
@@ -499,9 +500,9 @@ def test_the_boards_topic_cannot_be_filled(broker):
         for number in range(80):
             producer.send(part.topic, os.urandom(100_000), key=b"%d" % number)
         producer.flush(timeout=60)
-    with room.connect(broker.folder, broker.folder.room(), broker.brokers.ports, KafkaConsumer) as consumer:
+    with server.connect(broker.folder, broker.folder.room(), broker.brokers.ports, KafkaConsumer) as consumer:
         wait_until(lambda: consumer.beginning_offsets([part])[part], "the oldest to be deleted", timeout=60)
-    usage = lambda: watchdog.measure(broker.brokers.homes)["carl"].bytes  # noqa: E731
+    usage = lambda: limits.measure(broker.brokers.homes)["carl"].bytes  # noqa: E731
     wait_until(lambda: usage() < 7_500_000, "the disk to be given back", timeout=60)
 
 
@@ -519,7 +520,7 @@ def test_what_counts_as_taken(tmp_path):
         (tmp_path / place).mkdir(parents=True)
         (tmp_path / place / "0.log").write_bytes(bytes(8192))
     (tmp_path / "1" / "meta.properties").touch()
-    usage = watchdog.measure([tmp_path / "1", tmp_path / "2", tmp_path / "none"])
+    usage = limits.measure([tmp_path / "1", tmp_path / "2", tmp_path / "none"])
     assert sorted(usage) == ["ann", "bob"]
     assert usage["ann"].partitions == {"ann.a-0", "ann.a-1"} and usage["ann"].files == 4
     assert usage["ann"].bytes == 4 * 8192 and usage["ann"].topics == {"ann.a": 2}
@@ -527,7 +528,7 @@ def test_what_counts_as_taken(tmp_path):
 
 
 def test_what_is_given_up_first():
-    usage = watchdog.Usage(topics=Counter({"ann.huge": 900, "ann.progress": 1, "ann.small": 3, "ann.large": 400}))
+    usage = limits.Usage(topics=Counter({"ann.huge": 900, "ann.progress": 1, "ann.small": 3, "ann.large": 400}))
     usage.partitions = {f"{topic}-{n}" for topic, count in usage.topics.items() for n in range(count)}
     assert usage.surplus() == ["ann.huge"]
     assert "1304 partitions, 500 are allowed" in usage.excess(300)
@@ -535,12 +536,12 @@ def test_what_is_given_up_first():
 
 def test_the_teachers_topics_have_no_limit(monkeypatch, tmp_path):
     topics = Counter({"shared.history": 2000})
-    taken = watchdog.Usage(10**12, 10**6, {f"shared.history-{number}" for number in range(2000)}, topics)
+    taken = limits.Usage(10**12, 10**6, {f"shared.history-{number}" for number in range(2000)}, topics)
     monkeypatch.setattr(learners, "held", lambda _admin: set())
-    monkeypatch.setattr(watchdog, "measure", lambda _homes: {"shared": taken})
-    monkeypatch.setattr(watchdog, "count_groups", lambda _admin, _usage: None)
+    monkeypatch.setattr(limits, "measure", lambda _homes: {"shared": taken})
+    monkeypatch.setattr(limits, "count_groups", lambda _admin, _usage: None)
     told, nobody = [], None  # without a client, anything that it would do is an error
-    watchdog.Watchdog(nobody, [tmp_path / "data"], [], 300, told.append).look()
+    limits.Watchdog(nobody, [tmp_path / "data"], [], 300, told.append).look()
     assert "shared" not in repr(told)
 
 
@@ -550,11 +551,11 @@ def test_on_a_low_disk_the_largest_is_held(monkeypatch, tmp_path):
     monkeypatch.setattr(learners, "held", lambda _admin: set())
     monkeypatch.setattr(learners, "hold", lambda _admin, name: held.add(name))
     monkeypatch.setattr(learners, "release", lambda _admin, name: held.discard(name))
-    monkeypatch.setattr(watchdog, "count_groups", lambda _admin, _usage: None)
-    usage = lambda _homes: {name: watchdog.Usage(bytes=taken * 10**6) for name, taken in megabytes.items()}  # noqa: E731
-    monkeypatch.setattr(watchdog, "measure", usage)
-    monkeypatch.setattr(watchdog.shutil, "disk_usage", lambda _path: types.SimpleNamespace(free=free * 10**6))
-    dog = watchdog.Watchdog(None, [tmp_path / "data"], [], 300, told.append)
+    monkeypatch.setattr(limits, "count_groups", lambda _admin, _usage: None)
+    usage = lambda _homes: {name: limits.Usage(bytes=taken * 10**6) for name, taken in megabytes.items()}  # noqa: E731
+    monkeypatch.setattr(limits, "measure", usage)
+    monkeypatch.setattr(limits.shutil, "disk_usage", lambda _path: types.SimpleNamespace(free=free * 10**6))
+    dog = limits.Watchdog(None, [tmp_path / "data"], [], 300, told.append)
     for free, expected in [
         (1_001, set()), (999, {"bob"}), (950, {"bob"}), (890, {"bob", "ann"}), (10, {"bob", "ann"}),
         (1_050, {"bob", "ann"}), (1_101, set()), (999, {"bob"}),
@@ -568,13 +569,13 @@ def test_on_a_low_disk_the_largest_is_held(monkeypatch, tmp_path):
 
 
 def test_a_disk_that_is_too_small_for_all(tmp_path, monkeypatch, capsys):
-    from helpers.commands.serve import _say_if_too_small
+    from classroom.commands import _say_if_too_small
 
     folder = Folder(tmp_path / "class")
     folder.make(room_of("localhost"))
     for free, warned in [(1_301, False), (1_299, True)]:
         monkeypatch.setattr(
-            watchdog.shutil, "disk_usage", lambda _path, free=free: types.SimpleNamespace(free=free * 10**6)
+            limits.shutil, "disk_usage", lambda _path, free=free: types.SimpleNamespace(free=free * 10**6)
         )
         _say_if_too_small(folder, [])
         assert ("may take 300 MB more, and the disk has 299 to spare" in capsys.readouterr().out) == warned
@@ -582,7 +583,7 @@ def test_a_disk_that_is_too_small_for_all(tmp_path, monkeypatch, capsys):
 
 def test_a_broker_without_memory_is_started_again():
     """One learner may have brought it there: that must not end the class."""
-    brokers, started = object.__new__(room.Brokers), []
+    brokers, started = object.__new__(server.Brokers), []
 
     def check():
         raise NoMemory("Broker 1 had too little memory")
@@ -639,7 +640,7 @@ def test_a_writer_is_slowed_down(broker, ann):
 
 
 def test_ten_thousand_topics_one_by_one(broker, monkeypatch):
-    monkeypatch.setattr(watchdog, "PARTITIONS", 60)
+    monkeypatch.setattr(limits, "PARTITIONS", 60)
     learners.add(broker.folder, broker.admin, ["eve"])
     with (
         somebody_else_works(broker),
@@ -651,7 +652,7 @@ def test_ten_thousand_topics_one_by_one(broker, monkeypatch):
                 made(eve, f"eve.topic-{number}")
             except REFUSED:
                 break
-        taken = len(watchdog.measure(broker.brokers.homes)["eve"].partitions)
+        taken = len(limits.measure(broker.brokers.homes)["eve"].partitions)
         wait_until(lambda: told, "the word of it", timeout=20)  # told after it is done, so the refusal comes first
         assert "eve is held" in told[0] and 60 < taken < 200, (told, taken)
         learners.reset(broker.admin, "eve")
@@ -671,7 +672,7 @@ def test_ten_thousand_topics_in_one_request(broker):
         answers = Counter(answer["error_code"] for answer in ivy.create_topics(topics, raise_errors=False)["topics"])
         print(answers)
         assert set(answers) == {0, kafka_errors.ThrottlingQuotaExceededError.errno}
-        assert made_of(broker, "ivy") == answers[0] < watchdog.PARTITIONS
+        assert made_of(broker, "ivy") == answers[0] < limits.PARTITIONS
     learners.remove(broker.folder, broker.admin, "ivy")
 
 
@@ -774,7 +775,7 @@ def read_by_group(broker, name: str) -> list[bytes]:
 @pytest.mark.full
 def test_a_new_password_ends_what_is_connected(monkeypatch):
     """When it has to log in again; the others do so without noticing."""
-    monkeypatch.setattr(room, "LOG_IN_AGAIN", 2)
+    monkeypatch.setattr(server, "LOG_IN_AGAIN", 2)
     with secured_broker() as broker:
         learners.add(broker.folder, broker.admin, ["ann", "bob"])
         for name in ("ann", "bob"):
@@ -864,7 +865,7 @@ def as_learner(card: Path, code: str, home: Path) -> subprocess.CompletedProcess
 
 
 def _cache():
-    from helpers.store import cache_folder
+    from helpers.kafka.cache import cache_folder
 
     return cache_folder()
 
@@ -1013,15 +1014,15 @@ def test_a_folder_with_other_files_is_left_alone(tmp_path):
 def test_another_address_makes_other_cards(tmp_path, monkeypatch):
     folder = Folder(tmp_path / "class")
     folder.make(room_of("10.1.2.3"))
-    from helpers.commands.serve import _settle
+    from classroom.commands import _settle
 
-    monkeypatch.setattr(room, "own_addresses", lambda: ["10.9.9.9"])
-    monkeypatch.setattr(room, "likely_address", lambda: "10.9.9.9")
+    monkeypatch.setattr(server, "own_addresses", lambda: ["10.9.9.9"])
+    monkeypatch.setattr(server, "likely_address", lambda: "10.9.9.9")
     _settle(folder, None, None, None, None)
     assert folder.room().address == "10.9.9.9"
     _settle(folder, "localhost", None, 9999, None)  # what is asked for wins, and stays
     assert folder.room().servers == "localhost:9999"
-    assert not room.is_gone("localhost") and room.is_gone("10.1.2.3") and not room.is_gone("203.0.114.7")
+    assert not server.is_gone("localhost") and server.is_gone("10.1.2.3") and not server.is_gone("203.0.114.7")
     with pytest.raises(LabError, match="has 1 broker"):
         _settle(folder, None, 3, None, None)
 
@@ -1038,9 +1039,9 @@ def test_another_address_makes_other_cards(tmp_path, monkeypatch):
 )
 def test_a_change_of_network_is_told(monkeypatch, tmp_path, capsys, address, bound, cure):
     """Once, by whatever `serve` was started with: what is listened on has to be an address of this machine still."""
-    from helpers.commands.serve import _watch
+    from classroom.commands import _watch
 
-    monkeypatch.setattr(room, "own_addresses", lambda: ["10.9.9.9"])
+    monkeypatch.setattr(server, "own_addresses", lambda: ["10.9.9.9"])
     folder = Folder(tmp_path / "class")
     folder.make(room_of(address))
     rounds = iter([False, False, True])
@@ -1061,7 +1062,7 @@ def test_a_class_in_another_folder_is_named_in_hints_and_found_after_a_command(t
         assert "localhost:9093 is not being served" in call("serve", *arguments).output
     said = call("serve", "reset", "ann", "--dir", folder.path).output
     assert said.strip().endswith(f"python -m helpers serve {option}")
-    assert Folder(USUAL).option == ""
+    assert Folder(paths.CLASS).option == ""
     with folder.hold(), pytest.raises(LabError, match=f"stop {option}"), folder.hold():
         pass
 
@@ -1082,7 +1083,7 @@ def test_what_a_killed_serve_announced_is_not_believed(tmp_path):
 def test_two_commands_at_once(tmp_path, monkeypatch):
     folder = Folder(tmp_path / "class")
     folder.make(room_of("localhost"))
-    monkeypatch.setattr("helpers.classroom.folder.PATIENCE", 0.1)
+    monkeypatch.setattr("classroom.folder.PATIENCE", 0.1)
     with folder.change(), pytest.raises(LabError, match="Another command changes this class"), folder.change():
         pass
 
@@ -1093,15 +1094,15 @@ def test_what_the_brokers_do_not_do_is_said_in_one_sentence(served, monkeypatch,
         raise error
 
     monkeypatch.setattr(Folder, "running", fail)
-    monkeypatch.setattr(room, "running", fail)
+    monkeypatch.setattr(server, "running", fail)
     for arguments in (["serve", "--address", "localhost"], ["board", "--text"]):
         said = call(arguments[0], "--dir", served.folder, *arguments[1:])
         assert said.exit_code == 1 and "did not do it" in said.output and "Traceback" not in said.output
 
 
 def room_of(address: str):
-    from helpers.broker import new_id
-    from helpers.classroom.folder import Room
+    from classroom.folder import Room
+    from helpers.kafka.broker import new_id
 
     return Room(new_id(), 1, address, 9093, 300, learners={"ann": "word"})
 
@@ -1111,8 +1112,8 @@ def room_of(address: str):
     [("localhost", "127.0.0.1"), ("127.0.0.1", "127.0.0.1"), ("10.9.9.9", "10.9.9.9"), ("198.51.100.7", "0.0.0.0")],
 )
 def test_what_is_listened_on(monkeypatch, address, bound):
-    monkeypatch.setattr(room, "own_addresses", lambda: ["10.9.9.9"])
-    assert room.address_to_bind(address) == bound
+    monkeypatch.setattr(server, "own_addresses", lambda: ["10.9.9.9"])
+    assert server.address_to_bind(address) == bound
 
 
 @pytest.mark.full
@@ -1183,7 +1184,7 @@ def test_doctor_says_what_is_the_matter_in_the_room(broker, card, monkeypatch):
 
 def test_doctor_tells_networks_and_firewalls_apart(monkeypatch):
     monkeypatch.setattr(network, "own_networks", lambda: [ipaddress.IPv4Network("10.1.0.0/16")])
-    silent = remote.Unreachable(2, "nobody answers", "wait")
+    silent = diagnosis.Unreachable(2, "nobody answers", "wait")
     monkeypatch.setenv("COURSE_BOOTSTRAP_SERVERS", "192.168.7.5:9093")
     assert "is in 10.1.0.0/16, and 192.168.7.5 is in another network" in network.advice(silent)
     monkeypatch.setenv("COURSE_BOOTSTRAP_SERVERS", "10.1.2.3:9093")

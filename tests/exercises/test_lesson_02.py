@@ -1,8 +1,8 @@
 """The questions of lesson 02: starter, solution, and plausible wrong answers, each told apart."""
 
+from exercises.frame.testing import hold
 from exercises.lesson_02 import q1, q2, q3
-from helpers.questions import hold
-from tests.lessons import IMPORTS
+from tools.lessons import IMPORTS
 
 SETUP = (
     IMPORTS

@@ -1,8 +1,8 @@
 """The questions of lesson 03: starter, solution, and plausible wrong answers, each told apart."""
 
+from exercises.frame.testing import hold
 from exercises.lesson_03 import q1, q2, q3
-from helpers.questions import hold
-from tests.lessons import LESSONS, code_cells, read
+from tools.lessons import LESSONS, code_cells, read
 
 (LESSON,) = [path for path in LESSONS if path.name.startswith("03")]
 SETUP = "\n".join(cell.source for cell in code_cells(read(LESSON))[:3])  # the imports, and those of Java's classes

@@ -1,8 +1,8 @@
 """The questions of lesson 04: starter, solution, and plausible wrong answers, each told apart."""
 
+from exercises.frame.testing import hold
 from exercises.lesson_04 import q1, q2, q3, q4
-from helpers.questions import hold
-from tests.lessons import IMPORTS as SETUP
+from tools.lessons import IMPORTS as SETUP
 
 
 def test_q1(cluster):

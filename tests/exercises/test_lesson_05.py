@@ -1,8 +1,8 @@
 """The questions of lesson 05: starter, solution, and plausible wrong answers, each told apart."""
 
+from exercises.frame.testing import hold
 from exercises.lesson_05 import q1, q2, q3, q4
-from helpers.questions import hold
-from tests.lessons import IMPORTS
+from tools.lessons import IMPORTS
 
 SETUP = IMPORTS + "\nfrom sqlalchemy import create_engine, text\n"
 

@@ -1,8 +1,8 @@
 """The questions of lesson 06: starter, solution, and plausible wrong answers, each told apart."""
 
+from exercises.frame.testing import hold
 from exercises.lesson_06 import q1, q2, q3, q4
-from helpers.questions import hold
-from tests.lessons import NOTEBOOKS, code_cells, read
+from tools.lessons import NOTEBOOKS, code_cells, read
 
 SETUP = "\n".join(cell.source for cell in code_cells(read(NOTEBOOKS / "06_saga.ipynb"))[:2])  # both cells of imports
 

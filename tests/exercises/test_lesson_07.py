@@ -1,8 +1,8 @@
 """The questions of lesson 07: starter, solution, and plausible wrong answers, each told apart."""
 
+from exercises.frame.testing import hold
 from exercises.lesson_07 import q1, q2, q3, q4
-from helpers.questions import hold
-from tests.lessons import NOTEBOOKS, code_cells, read
+from tools.lessons import NOTEBOOKS, code_cells, read
 
 LESSON = read(NOTEBOOKS / "07_dead_letter_queue.ipynb")
 SETUP = "\n\n".join(cell.source for cell in code_cells(LESSON)[:2])  # the two cells of imports

@@ -1,8 +1,8 @@
 """The questions of lesson 08: starter, solution, and plausible wrong answers, each told apart."""
 
+from exercises.frame.testing import hold
 from exercises.lesson_08 import q1, q2, q3, q4
-from helpers.questions import hold
-from tests.lessons import NOTEBOOKS, code_cells, read, tagged
+from tools.lessons import NOTEBOOKS, code_cells, read, tagged
 
 LESSON = read(NOTEBOOKS / "08_outbox.ipynb")
 #: the two cells of imports, the tables and the functions of shop and relay

@@ -12,8 +12,11 @@ import pytest
 from jupyter_client.manager import start_new_kernel
 from kafka import KafkaProducer
 
+from exercises.frame.outcome import Wrong
+from exercises.frame.question import Question, observers
+from exercises.frame.sandbox import same
+from exercises.frame.testing import hold
 from helpers.errors import LabError
-from helpers.questions import Question, Wrong, hold, observers, same
 from helpers.waiting import wait_until
 
 STARTER = """

@@ -10,9 +10,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from helpers.processes import base_folder
+from helpers.paths import COURSE
+from helpers.processes.run_folder import base_folder
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "startup.py"
+SCRIPT = COURSE / "benchmarks" / "startup.py"
 CLASSROOM = SCRIPT.with_name("classroom.py")
 
 
@@ -52,9 +53,9 @@ def test_one_round(tmp_path):
 
 @pytest.mark.full
 def test_java_without_an_archive_of_its_own_is_refused():
-    from helpers import store
+    from helpers.kafka import cache
 
-    for java in (store.java(), Path("no-such-java")):
+    for java in (cache.java(), Path("no-such-java")):
         done = run("--java", java)
         assert done.returncode == 1
         assert (

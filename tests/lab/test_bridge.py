@@ -23,9 +23,10 @@ from jupyter_client.manager import KernelManager
 from kafka import KafkaConsumer, KafkaProducer
 from kafka.partitioner.default import murmur2
 
-from helpers import Cluster, LabError, Worker, bridge, point, read_topic, take, wait_until
-from helpers.bridge import TOMBSTONE, Streams, application_id, java_config, json_serde, start_java
+from helpers import Cluster, LabError, Worker, point, read_topic, take, wait_until
 from helpers.pictures.topology import topology_view
+from helpers.streams import topology
+from helpers.streams.topology import TOMBSTONE, Streams, application_id, java_config, json_serde, start_java
 from tests.secured import secured_broker
 
 HANDLER = "org.apache.kafka.streams.errors."
@@ -441,7 +442,7 @@ def test_wrong_settings_are_one_sentence(cluster, topics):
 
 
 def test_a_cluster_that_is_gone(topics, monkeypatch):
-    monkeypatch.setattr(bridge, "ANSWER", 1)
+    monkeypatch.setattr(topology, "ANSWER", 1)
     began = time.monotonic()
     with pytest.raises(LabError, match="does not answer"):
         Streams({"bootstrap_servers": ["127.0.0.1:1"]}, mapped(topics[0], lambda value: value, topics[1]), "gone")
@@ -649,7 +650,7 @@ def test_exactly_once_over_a_kill(cluster, topics):
 
 SETUP = """
 import time
-from helpers.bridge import Streams, start_java
+from helpers.streams.topology import Streams, start_java
 start_java(streams=True)
 from org.apache.kafka.streams import StreamsBuilder
 builder = StreamsBuilder()
@@ -677,7 +678,7 @@ def test_a_process_ends_with_its_topology(cluster, topics, function, status):
 
 def test_signals_stay_pythons():
     code = (
-        "from helpers.bridge import start_java\nstart_java()\nprint('ready', flush=True)\nimport time\ntime.sleep(60)"
+        "from helpers.streams import start_java\nstart_java()\nprint('ready', flush=True)\nimport time\ntime.sleep(60)"
     )
     for number, wanted in ((signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, -signal.SIGINT)):
         process = subprocess.Popen(
@@ -691,7 +692,7 @@ def test_signals_stay_pythons():
 
 
 def test_java_without_streams_says_so():
-    code = "from helpers.bridge import start_java\nstart_java()\nstart_java()\nstart_java(streams=True)"
+    code = "from helpers.streams.topology import start_java\nstart_java()\nstart_java()\nstart_java(streams=True)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
     assert done.stderr.strip().splitlines()[-1] == (
         "helpers.errors.LabError: Java runs without Kafka Streams: restart the kernel and call "
@@ -772,5 +773,5 @@ def test_the_log_is_in_a_file(capfd):
     LoggerFactory.getLogger("lesson").info("a line for the log")
     jpype.java.lang.System.out.println("printed by Java")
     assert capfd.readouterr() == ("", "")
-    log = Path(bridge.java.folder(), "java.log").read_text(errors="replace")
+    log = Path(topology.java.folder(), "java.log").read_text(errors="replace")
     assert "a line for the log" in log and "printed by Java" in log

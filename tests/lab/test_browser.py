@@ -27,11 +27,12 @@ from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
+from exercises.frame import progress
 from exercises.lesson_01 import q1, q2, q3, q4
-from helpers import progress, wait_until
+from helpers import wait_until
 from helpers.pictures import Film
-from tests.lessons import LESSONS, NOTEBOOKS, code_cells, read
 from tests.owners import environment, left_over, processes_of
+from tools.lessons import LESSONS, NOTEBOOKS, code_cells, read
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = [

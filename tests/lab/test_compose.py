@@ -21,11 +21,12 @@ from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import ConfigResource, ConfigResourceType
 from sqlalchemy import make_url
 
-from helpers import broker, fetch, store
-from helpers.processes import Processes, tail
+from helpers.kafka import broker, cache, download
+from helpers.paths import COURSE
+from helpers.processes.run_folder import Processes, tail
 from helpers.waiting import wait_until
 
-FILE = Path(__file__).parents[1] / "docker-compose.yml"
+FILE = COURSE / "docker-compose.yml"
 SERVICES = yaml.safe_load(FILE.read_text())["services"]
 ONE = ["kafka"]
 THREE = ["kafka-1", "kafka-2", "kafka-3"]
@@ -78,7 +79,7 @@ def test_docker_compose_reads_it(options):
 
 
 def test_brokers_are_the_version_of_the_jars():
-    (path,) = (jar.path for jar in store.jar_list("kafka_jars.txt") if "/kafka_2.13/" in jar.path)
+    (path,) = (jar.path for jar in cache.jar_list("kafka_jars.txt") if "/kafka_2.13/" in jar.path)
     version = Path(path).parent.name
     assert {SERVICES[service]["image"] for service in ONE + THREE} == {f"apache/kafka:{version}"}
 
@@ -204,7 +205,7 @@ class Brokers:
         self.network = Network(services)
         self.processes = processes
         self.services = services
-        self.class_path = os.pathsep.join(map(str, fetch.prepare_jars("kafka_jars.txt")))
+        self.class_path = os.pathsep.join(map(str, download.prepare_jars("kafka_jars.txt")))
         with ThreadPoolExecutor() as pool:
             self.properties = dict(zip(services, pool.map(self._set_up, services), strict=True))
         self.pids = {service: self._start(service) for service in services}
@@ -212,7 +213,7 @@ class Brokers:
             wait_until(lambda service=service: self._started(service), f"{service} to be healthy", timeout=60)
 
     def _java(self, *arguments) -> list[str]:
-        return [str(store.java()), *store.JVM_FLAGS, "-cp", self.class_path, *map(str, arguments)]
+        return [str(cache.java()), *cache.JVM_FLAGS, "-cp", self.class_path, *map(str, arguments)]
 
     def _set_up(self, service: str) -> dict[str, str]:
         """Run the image's program on the environment of a service; returns the properties that it wrote."""

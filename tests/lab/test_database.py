@@ -20,9 +20,11 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
-from helpers import LabError, database, store
-from helpers.database import Database
-from helpers.processes import Processes, base_folder
+from helpers import LabError
+from helpers.database import embedded, schemas
+from helpers.database.database import Database
+from helpers.kafka import cache
+from helpers.processes.run_folder import Processes, base_folder
 from helpers.waiting import wait_until
 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root hands PostgreSQL to another user")
@@ -184,7 +186,7 @@ def test_what_was_committed_survives_kill_and_restart(server):
         processes = [psutil.Process(server._pid), *psutil.Process(server._pid).children()]
         server.kill()
         open_one.invalidate()
-    assert all(map(database._is_dead, processes)) and not server.alive()
+    assert all(map(embedded._is_dead, processes)) and not server.alive()
     with pytest.raises(DBAPIError):
         ask(url, "select 1")
     with pytest.raises(LabError, match=r"database\.restart\(\)"):
@@ -208,7 +210,7 @@ def test_the_external_server_cannot_be_harmed(external, server):
 
 OWNER = """
 import json, os, sys, threading, time
-from helpers.database import Database
+from helpers.database.database import Database
 database = Database()
 if "query" in sys.argv:
     hours = "select count(*) from generate_series(1, 1000000000000)"
@@ -250,7 +252,7 @@ class Traces:
         segments = Path("/proc/sysvipc/shm")
         makers = [line.split()[4] for line in segments.read_text().splitlines()] if segments.exists() else []
         return [
-            *(process for process in self.processes if not database._is_dead(process)),
+            *(process for process in self.processes if not embedded._is_dead(process)),
             *([self.folder] if self.folder.exists() else []),
             *(["System V segment"] if str(self.pid) in makers else []),
         ]
@@ -316,7 +318,7 @@ def test_two_at_once_on_an_empty_cache(tmp_path):
         os.killpg(two.pid, signal.SIGKILL)
         for traces in both:
             traces.vanish()
-    assert [p.name for p in tmp_path.iterdir()] == [database._template().name]
+    assert [p.name for p in tmp_path.iterdir()] == [embedded._template().name]
 
 
 # -- what goes wrong, in one sentence, and the next try works ----------------------------------------------------------
@@ -325,15 +327,15 @@ def test_two_at_once_on_an_empty_cache(tmp_path):
 @pytest.fixture
 def cache_copy(monkeypatch, tmp_path):
     """A cache of one's own, filled from the usual one."""
-    database.prepare()
+    embedded.prepare()
     filled = tmp_path / "cache"
-    shutil.copytree(database._template(), filled / database._template().name)
+    shutil.copytree(embedded._template(), filled / embedded._template().name)
     monkeypatch.setenv("COURSE_CACHE_DIR", str(filled))
     return filled
 
 
 def test_a_damaged_template_is_made_anew(cache_copy):
-    control = database._template() / "global" / "pg_control"
+    control = embedded._template() / "global" / "pg_control"
     control.write_bytes(control.read_bytes()[:100])
     with Database() as one:
         assert ask(one.url, "select 1") == [(1,)]
@@ -342,8 +344,8 @@ def test_a_damaged_template_is_made_anew(cache_copy):
 
 def test_a_server_that_does_not_start_shows_its_log(cache_copy, monkeypatch):
     runs = []
-    monkeypatch.setattr(database, "Processes", lambda: runs.append(Processes()) or runs[-1])
-    monkeypatch.setattr(database, "PORT", "nonsense")
+    monkeypatch.setattr(embedded, "Processes", lambda: runs.append(Processes()) or runs[-1])
+    monkeypatch.setattr(embedded, "PORT", "nonsense")
     with pytest.raises(LabError, match=r"ended by itself(.|\n)*invalid value for parameter \"port\""):
         Database()
     assert runs and not any(run.folder.exists() for run in runs)
@@ -385,14 +387,14 @@ def test_a_temp_folder_that_only_root_can_enter(monkeypatch):
 @root_only
 def test_a_wheel_that_only_root_can_read_stays_closed(monkeypatch):
     """With a cache that cannot be written, so that initdb runs from the copy as well."""
-    wheel = database._installation().parent
+    wheel = embedded._installation().parent
     with tempfile.TemporaryDirectory(dir="/tmp") as closed:
         for folder in (wheel, wheel.with_name(f"{wheel.name}.libs")):
             if folder.exists():
                 shutil.copytree(folder, Path(closed) / folder.name, ignore=shutil.ignore_patterns("include", "*18"))
         hidden = Path(closed) / wheel.name / "pginstall"
         (hidden / "share" / "postgresql" / "timezonesets" / "Default").chmod(0o600)  # as with a umask of 077
-        monkeypatch.setattr(database, "_installation", lambda: hidden)
+        monkeypatch.setattr(embedded, "_installation", lambda: hidden)
         monkeypatch.setenv("COURSE_CACHE_DIR", "/dev/null/nothing")
         modes = {path: path.stat().st_mode for path in Path(closed).rglob("*")}
         with Database() as one:
@@ -426,39 +428,39 @@ def test_as_root_nobody_else_gets_in(server):
 # -- the external server -----------------------------------------------------------------------------------------------
 
 
-def schemas(server):
+def schemas_on(server):
     return {
         name for (name,) in ask(server.url, "select nspname from pg_namespace where nspname !~ '^(pg_|information)'")
     }
 
 
 def test_leaves_nothing_on_the_external_server(server, monkeypatch):
-    before = schemas(server)
+    before = schemas_on(server)
     monkeypatch.setenv("COURSE_DATABASE_URL", address(server))
     with Database() as one:
         assert not one.embedded
         ask(one.url, "create table note (id int)")
         ask(one.schema("billing"), "create table note (id int)")
-        made = schemas(server) - before
+        made = schemas_on(server) - before
         assert len(made) == 2 and all(re.fullmatch(r"course_[0-9a-f]{12}(_billing)?", name) for name in made)
         with Database() as again:  # a cell run again
-            assert len(schemas(server) - before) == 1 and again.alive() and not one.alive()
-    assert schemas(server) == before
+            assert len(schemas_on(server) - before) == 1 and again.alive() and not one.alive()
+    assert schemas_on(server) == before
 
 
 def test_sweeps_what_killed_runs_left_and_nothing_else(server, external, monkeypatch):
     mine = address(server).replace("postgresql:", "postgresql+psycopg:")
-    old, young = f"{int(time.time()) - database.OLD - 60:08x}", f"{int(time.time()) - 60:08x}"
+    old, young = f"{int(time.time()) - schemas.OLD - 60:08x}", f"{int(time.time()) - 60:08x}"
     marked = {f"course_{old}aaaa", f"course_{old}aaaa_billing", f"course_{old}bbbb_used", f"course_{young}cccc"}
     unmarked = {f"course_{old}dddd", "course_materials", "finance"}
     for name in marked | unmarked:
         ask(mine, f"create schema {name}")
     for name in marked | {"course_materials"}:
-        ask(mine, f"comment on schema {name} is '{database.MARK}'")
+        ask(mine, f"comment on schema {name} is '{schemas.MARK}'")
     with engine(f"{mine}&application_name=course_{old}bbbb_used").connect() as used:
         used.execute(text("select 1"))
         Database().stop()
-        left = schemas(server)
+        left = schemas_on(server)
     assert not {f"course_{old}aaaa", f"course_{old}aaaa_billing"} & left
     assert (marked | unmarked) - left == {f"course_{old}aaaa", f"course_{old}aaaa_billing"}
     for name in (marked | unmarked) & left:
@@ -505,5 +507,5 @@ def test_an_empty_variable_means_none(monkeypatch):
 
 
 def test_the_template_is_in_the_cache():
-    database.prepare()
-    assert database._template().parent == store.cache_folder()
+    embedded.prepare()
+    assert embedded._template().parent == cache.cache_folder()

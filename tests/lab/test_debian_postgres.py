@@ -15,10 +15,10 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from helpers.processes import Processes
+from helpers.processes.run_folder import Processes
 from helpers.waiting import wait_until
-from tests.lessons import LESSONS, code_cells, read
-from tests.test_lessons_elsewhere import strictly
+from tests.lab.test_lessons_elsewhere import strictly
+from tools.lessons import LESSONS, code_cells, read
 
 PROGRAMS = max(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name), default=None)
 pytestmark = [

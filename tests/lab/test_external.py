@@ -19,7 +19,8 @@ from kafka import errors as kafka_errors
 from kafka.admin import MemberToRemove, ResourceType
 from kafka.structs import OffsetAndMetadata
 
-from helpers import Cluster, LabError, external, read_topic, remote
+from helpers import Cluster, LabError, read_topic
+from helpers.kafka import diagnosis, external
 from helpers.waiting import wait_until
 from tests.secured import make_certificates, secured_broker, stock_cluster
 
@@ -412,7 +413,7 @@ def test_log_in_where_there_is_none(start, ann, stock):
 
 
 def test_old_cluster(start, ann, monkeypatch):
-    monkeypatch.setattr(remote, "OLDEST", (99, 0))
+    monkeypatch.setattr(diagnosis, "OLDEST", (99, 0))
     said = refused(start, ann)
     assert "is Apache Kafka 4." in said and "share groups of 4.2: use a newer cluster" in said
 

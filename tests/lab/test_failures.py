@@ -18,12 +18,14 @@ import psutil
 import pytest
 import trustme
 
-from helpers import Cluster, LabError, broker, cluster, fetch, processes, store
-from helpers.broker import Broker, choose_nodes
-from helpers.store import Jar
+from helpers import Cluster, LabError
+from helpers.kafka import broker, cache, download, embedded
+from helpers.kafka.broker import Broker, choose_nodes
+from helpers.kafka.cache import Jar
+from helpers.paths import COURSE
+from helpers.processes import run_folder
 
-ROOT = Path(__file__).parents[1]
-WARM = store.cache_folder()
+WARM = cache.cache_folder()
 NOWHERE = "http://127.0.0.1:9/maven"  # nobody listens on the discard port
 MESSAGE = b"not very much of a jar, but it has a hash"
 SMALL = Jar("org/example/small/1.0/small-1.0.jar", hashlib.sha256(MESSAGE).hexdigest(), len(MESSAGE))
@@ -49,16 +51,16 @@ def lay(source, target):
 @pytest.fixture
 def cache_copy(tmp_path, monkeypatch):
     """A whole cache of the test's own, made of the warm one."""
-    if not store.is_ready():
-        cluster.prepare_cache()
-    warm_aot = store.aot_cache()
+    if not cache.is_ready():
+        embedded.prepare_cache()
+    warm_aot = cache.aot_cache()
     folder = tmp_path / "cache"
     folder.mkdir()
-    for name in ("jars", store.storage_template().parent.name):
+    for name in ("jars", cache.storage_template().parent.name):
         shutil.copytree(WARM / name, folder / name, copy_function=lay)
     monkeypatch.setenv("COURSE_CACHE_DIR", str(folder))
-    lay(warm_aot, store.aot_cache())
-    assert store.is_ready()
+    lay(warm_aot, cache.aot_cache())
+    assert cache.is_ready()
     return folder
 
 
@@ -67,12 +69,12 @@ def one_jar(tmp_path, monkeypatch):
     """An empty cache, which lacks one small jar and nothing that takes long to make."""
     folder = tmp_path / "cache"
     monkeypatch.setenv("COURSE_CACHE_DIR", str(folder))
-    monkeypatch.setattr(fetch, "jar_list", lambda name: [SMALL])
+    monkeypatch.setattr(download, "jar_list", lambda name: [SMALL])
     return folder
 
 
 def fetched() -> bool:
-    return [path.read_bytes() for path in fetch.prepare_jars("kafka_jars.txt")] == [MESSAGE]
+    return [path.read_bytes() for path in download.prepare_jars("kafka_jars.txt")] == [MESSAGE]
 
 
 def replace(path: Path, content: bytes) -> None:
@@ -192,17 +194,17 @@ def test_jars_come_from_a_mirror_with_a_ca_of_its_own(one_jar, monkeypatch, tmp_
 
 @pytest.mark.parametrize("damage", [lambda jar: jar[:-1] + b"?", lambda jar: jar[:1000], lambda jar: b""])
 def test_a_damaged_jar_is_fetched_again(cache_copy, monkeypatch, damage):
-    jar = min(store.jar_list("kafka_jars.txt"), key=lambda jar: jar.size)
-    path = store.jars_folder() / jar.path
+    jar = min(cache.jar_list("kafka_jars.txt"), key=lambda jar: jar.size)
+    path = cache.jars_folder() / jar.path
     whole = path.read_bytes()
     replace(path, damage(whole))
     with pytest.raises(LabError, match="could not be fetched"):
         Cluster()
     trained = []
-    monkeypatch.setattr(cluster, "train", lambda: trained.append(True))
+    monkeypatch.setattr(embedded, "train", lambda: trained.append(True))
     with mirror(content=whole) as running:
         monkeypatch.setenv("COURSE_MAVEN_MIRROR", running.address)
-        cluster.prepare_cache()
+        embedded.prepare_cache()
         assert running.asked == [f"/{jar.path}"] and trained == [True]  # Java minds the time of a jar
     assert path.read_bytes() == whole
 
@@ -284,14 +286,14 @@ def test_a_file_in_place_of_the_cache_folder(one_jar):
     ids=["cut off", "overwritten", "empty", "another's"],
 )
 def test_a_bad_aot_cache_is_passed_over(cache_copy, damage):
-    replace(store.aot_cache(), damage(store.aot_cache().read_bytes()))
+    replace(cache.aot_cache(), damage(cache.aot_cache().read_bytes()))
     assert works(Cluster())
 
 
 def test_another_java_makes_an_aot_cache_of_its_own(monkeypatch):
-    before = store.aot_cache()
-    monkeypatch.setattr(store, "JVM_FLAGS", (*store.JVM_FLAGS, "-Xss1m"))
-    assert store.aot_cache() != before
+    before = cache.aot_cache()
+    monkeypatch.setattr(cache, "JVM_FLAGS", (*cache.JVM_FLAGS, "-Xss1m"))
+    assert cache.aot_cache() != before
 
 
 # -- starting a broker --
@@ -307,7 +309,7 @@ def test_a_port_that_is_taken_meanwhile(monkeypatch):
             taken.listen()
         return tries[-1]
 
-    monkeypatch.setattr(cluster, "choose_nodes", first_taken)
+    monkeypatch.setattr(embedded, "choose_nodes", first_taken)
     with socket.socket() as taken:
         assert works(Cluster())
     assert len(tries) == 2
@@ -322,9 +324,9 @@ def test_no_port_is_free(monkeypatch):
 def test_a_broker_that_dies_while_starting_shows_its_last_words(monkeypatch):
     good = broker.properties
     monkeypatch.setattr(
-        cluster, "Broker", lambda *args: Broker(*args, lambda *a: good(*a) | {"num.io.threads": "as many as you like"})
+        embedded, "Broker", lambda *args: Broker(*args, lambda *a: good(*a) | {"num.io.threads": "as many as you like"})
     )
-    monkeypatch.setattr(store, "repair", lambda: False)
+    monkeypatch.setattr(cache, "repair", lambda: False)
     with pytest.raises(LabError, match="(?s)Broker 1 ended by itself .*last lines.*ConfigException.*as many as"):
         Cluster()
     monkeypatch.undo()
@@ -333,7 +335,7 @@ def test_a_broker_that_dies_while_starting_shows_its_last_words(monkeypatch):
 
 def wrapped_java(folder: Path, command: str) -> Path:
     script = folder / "java"
-    script.write_text(f'#!/bin/sh\n{command}\nexec "{store.java()}" "$@"\n')
+    script.write_text(f'#!/bin/sh\n{command}\nexec "{cache.java()}" "$@"\n')
     script.chmod(0o755)
     return script
 
@@ -341,7 +343,7 @@ def wrapped_java(folder: Path, command: str) -> Path:
 @pytest.mark.parametrize("command", ["ulimit -v 300000", "ulimit -v 900000", "kill -9 $$"])
 def test_too_little_memory(tmp_path, monkeypatch, command):
     java = wrapped_java(tmp_path, command)
-    monkeypatch.setattr(store, "java", lambda: java)
+    monkeypatch.setattr(cache, "java", lambda: java)
     with pytest.raises(LabError, match="Broker 1 had too little memory: each broker takes about 300 MB"):
         Cluster()
     monkeypatch.undo()
@@ -350,7 +352,7 @@ def test_too_little_memory(tmp_path, monkeypatch, command):
 
 def test_a_heap_that_runs_full_ends_the_broker(tmp_path, monkeypatch):
     java = wrapped_java(tmp_path, "export _JAVA_OPTIONS=-Xmx12m")
-    monkeypatch.setattr(store, "java", lambda: java)
+    monkeypatch.setattr(cache, "java", lambda: java)
     with pytest.raises(LabError, match="had too little memory"):
         Cluster()
 
@@ -381,7 +383,7 @@ def temp(tmp_path, monkeypatch):
 def test_the_base_folder_is_the_users_own(temp):
     before = os.umask(0)
     try:
-        assert processes.base_folder() == temp
+        assert run_folder.base_folder() == temp
     finally:
         os.umask(before)
     assert temp.stat().st_mode & 0o777 == 0o700
@@ -420,5 +422,5 @@ def test_a_temp_folder_that_cannot_be_written(tmp_path, monkeypatch):
 
 def test_windows_is_told_where_to_go():
     code = "import sys; sys.platform = 'win32'; import helpers"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=COURSE, capture_output=True, text=True)
     assert re.search("ImportError: The lab needs Linux or macOS: on Windows .*WSL 2 or in Docker", done.stderr)

@@ -7,8 +7,8 @@ import threading
 import papermill
 import pytest
 
-from helpers import store
-from tests.lessons import LESSONS, code_cells, read, tagged
+from helpers.kafka import cache
+from tools.lessons import LESSONS, code_cells, read, tagged
 
 pytestmark = pytest.mark.full
 
@@ -31,7 +31,7 @@ def test_lesson_holds_with_ten_times_as_many_records(path, tmp_path):
 @pytest.fixture
 def mirror():
     """The jars of the warm cache, served as a Maven repository."""
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=store.jars_folder())
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=cache.jars_folder())
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"

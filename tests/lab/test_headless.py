@@ -11,7 +11,7 @@ import psutil
 import pytest
 from junitparser import Error, Failure, JUnitXml
 
-from helpers.commands import headless
+from course.run import headless
 from helpers.errors import LabError
 from helpers.waiting import wait_until
 

@@ -4,8 +4,8 @@ import shutil
 
 import pytest
 
-from helpers.store import jar_list
-from tests.make_jar_lists import lists, resolve
+from helpers.kafka.cache import jar_list
+from tools.make_jar_lists import lists, resolve
 
 pytestmark = [
     pytest.mark.full,

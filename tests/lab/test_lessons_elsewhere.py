@@ -9,9 +9,9 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from helpers.classroom import learners
-from tests.lessons import LESSONS, read, tags
+from classroom import learners
 from tests.secured import secured_broker, stock_cluster
+from tools.lessons import LESSONS, read, tags
 
 pytestmark = pytest.mark.full
 

@@ -12,8 +12,8 @@ import psutil
 import pytest
 from jupyter_client import KernelManager
 
-from helpers import store
-from helpers.processes import Processes, sweep
+from helpers.kafka import cache
+from helpers.processes.run_folder import Processes, sweep
 from helpers.waiting import wait_until
 from tests.owners import START, environment, left_over, owner, processes_of, run_folders, watchdogs
 
@@ -122,7 +122,7 @@ def test_what_a_killed_watchdog_left_is_swept_by_the_next_start(temp, monkeypatc
         victim.kill()
     process.wait()
     assert processes_of(temp) and run_folders(temp)  # nobody is there to end them
-    end(start(temp, "from helpers.processes import Processes\nprocesses = Processes()"))
+    end(start(temp, "from helpers.processes.run_folder import Processes\nprocesses = Processes()"))
     wait_until_gone(temp)
 
 
@@ -220,7 +220,7 @@ class Quiet(SimpleHTTPRequestHandler):
 @pytest.mark.full
 def test_two_started_at_once_on_an_empty_cache_both_come_up(temp, tmp_path):
     """Through a mirror on this machine, which gives out the jars of the warm cache."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=store.jars_folder())) as mirror:
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=cache.jars_folder())) as mirror:
         threading.Thread(target=mirror.serve_forever, daemon=True).start()
         env = {
             "COURSE_CACHE_DIR": str(tmp_path / "empty cache"),

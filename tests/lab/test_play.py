@@ -9,8 +9,8 @@ from jupyter_client.manager import KernelManager
 
 from helpers import play
 from helpers.waiting import wait_until
-from tests.lessons import LESSONS, read, tagged
 from tests.owners import environment, left_over, processes_of, run_cell
+from tools.lessons import LESSONS, read, tagged
 
 KINDS = {"01": play.brokers, "02": play.group, "09": play.keys, "10": play.transaction}
 PLAYED = [path for path in LESSONS if path.name[:2] in KINDS]

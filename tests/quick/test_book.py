@@ -6,8 +6,8 @@ import nbformat
 import pytest
 from click.testing import CliRunner
 
-from tests import gallery, times
-from tests.lessons import LESSONS, NOTEBOOKS, code_cells, read
+from tools import gallery, times
+from tools.lessons import LESSONS, NOTEBOOKS, code_cells, read
 
 NAMES = {path.name[:2]: path.name for path in LESSONS}
 LINK = re.compile(r"\[([^\]]*)\]\(([^)\s]+)\)")

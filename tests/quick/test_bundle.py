@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from helpers import store
-from helpers.commands import bundle
+from course.kit import bundle
+from helpers import paths
 from helpers.errors import LabError
-from tests.lessons import LESSONS
-from tests.test_cli import call
+from helpers.kafka import cache
+from tests.lab.test_cli import call
+from tools.lessons import LESSONS
 
 
 @pytest.fixture
@@ -46,10 +47,10 @@ def kit(tmp_path_factory) -> Path:
 
 
 def test_what_is_in_it(kit):
-    for jar in store.jar_list("kafka_jars.txt") + store.jar_list("streams_jars.txt"):
+    for jar in cache.jar_list("kafka_jars.txt") + cache.jar_list("streams_jars.txt"):
         assert (kit / "jars" / jar.path).stat().st_size == jar.size
     assert len(list((kit / "course" / "notebooks").glob("*.ipynb"))) == len(LESSONS)
-    assert (kit / "course" / "requirements.txt").read_bytes() == (bundle.COURSE / "requirements.txt").read_bytes()
+    assert (kit / "course" / "requirements.txt").read_bytes() == (paths.COURSE / "requirements.txt").read_bytes()
     for made in (".git", ".venv", "work", "class", "executed"):
         assert not (kit / "course" / made).exists()
     listed = [line.split("  ", 1)[1] for line in (kit / "SHA256SUMS").read_text().splitlines()]
@@ -58,7 +59,7 @@ def test_what_is_in_it(kit):
 
 
 def test_nobodys_answers_and_passwords_are_in_it(monkeypatch, tmp_path):
-    monkeypatch.setattr(bundle, "COURSE", tmp_path)
+    monkeypatch.setattr(paths, "COURSE", tmp_path)
     for name in (
         "work/01.ipynb",
         "class/room.json",

@@ -5,16 +5,15 @@ import re
 import subprocess
 import sys
 import tomllib
-from pathlib import Path
 
 import click
 import pytest
 import yaml
 
-from helpers.commands import cli
+from course import cli
+from helpers.paths import COURSE
 
-ROOT = Path(__file__).parents[1]
-FILES = sorted(ROOT.glob(".github/workflows/*.yml"))
+FILES = sorted(COURSE.glob(".github/workflows/*.yml"))
 WORKFLOWS = {path.stem: yaml.safe_load(path.read_text()) for path in FILES}
 STEPS = [step for workflow in WORKFLOWS.values() for job in workflow["jobs"].values() for step in job["steps"]]
 COMMANDS = [line.strip() for step in STEPS for line in step.get("run", "").splitlines() if line.strip()]
@@ -34,9 +33,9 @@ def test_schema(schema):
 def test_runs_on_linux_and_macos_with_every_python_that_the_course_names():
     matrix = WORKFLOWS["lessons"]["jobs"]["lessons"]["strategy"]["matrix"]
     assert matrix["os"] == ["ubuntu-latest", "macos-latest"]
-    least = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
+    least = tomllib.loads((COURSE / "pyproject.toml").read_text())["project"]["requires-python"]
     assert least == f">={matrix['python'][0]}"
-    assert f"Python {matrix['python'][0]} or newer" in (ROOT / "README.md").read_text()
+    assert f"Python {matrix['python'][0]} or newer" in (COURSE / "README.md").read_text()
     assert matrix["python"] == [f"3.{minor}" for minor in range(11, 11 + len(matrix["python"]))]
 
 
@@ -49,8 +48,8 @@ def test_once_a_week():
 def test_caches_pip_and_jars():
     uses = [step for step in STEPS if step.get("uses", "").startswith("actions/cache@")]
     (cache,) = uses
-    assert [*ROOT.glob("helpers/*_jars.txt")] and "helpers/*_jars.txt" in cache["with"]["key"]
-    assert cache["with"]["path"] == "${{ env.COURSE_CACHE_DIR }}/jars"  # as helpers.store has it
+    assert [*COURSE.glob("helpers/kafka/*_jars.txt")] and "helpers/kafka/*_jars.txt" in cache["with"]["key"]
+    assert cache["with"]["path"] == "${{ env.COURSE_CACHE_DIR }}/jars"  # as helpers.kafka.cache has it
     assert any(step.get("with", {}).get("cache") == "pip" for step in STEPS)
 
 
@@ -63,7 +62,7 @@ def test_the_commands_are_there():
             command = modules[module].commands[name]
             with command.make_context(name, arguments):
                 pass
-        elif module.startswith("tests."):
+        elif module.startswith("tools."):
             with importlib.import_module(module).main.make_context(module, arguments):
                 pass
     assert "python -m helpers run -n 2 --out executed" in COMMANDS
@@ -78,7 +77,7 @@ def test_a_command_that_is_not_there_would_be_found():
 def test_what_is_left_out_and_kept_exists():
     for line in COMMANDS:
         for path in re.findall(r"--ignore (\S+)", line):
-            assert (ROOT / path).exists(), path
+            assert (COURSE / path).exists(), path
     artifacts = [step["with"]["path"].split() for step in STEPS if "upload-artifact" in step.get("uses", "")]
     assert artifacts == [["executed/", "junit.xml"]] * 2
 
@@ -86,7 +85,7 @@ def test_what_is_left_out_and_kept_exists():
 def test_the_newest_of_everything_means_no_pins():
     (line,) = [line for line in COMMANDS if line.startswith("sed")]
     pattern = re.search(r"'s/(.*)//'", line)[1]
-    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    lines = (COURSE / "requirements.txt").read_text().splitlines()
     unpinned = [re.sub(pattern, "", line, count=1) for line in lines if line and line[0] != "#"]
     assert not [line for line in unpinned if "==" in line.split(";")[0]]
     assert 'appnope; sys_platform == "darwin"' in [line.split("  ")[0] for line in unpinned]
@@ -94,15 +93,15 @@ def test_the_newest_of_everything_means_no_pins():
 
 def test_what_holds_the_pinned_versions_is_left_out_where_there_are_none():
     (line,) = [line for line in COMMANDS if line.startswith("pytest") and "--ignore" in line]
-    holding = [path for path in (ROOT / "tests").glob("test_*.py") if re.search(r"^PINS =", path.read_text(), re.M)]
-    assert holding and all(f"--ignore tests/{path.name}" in line for path in holding)
+    holding = [path for path in (COURSE / "tests").rglob("test_*.py") if re.search(r"^PINS =", path.read_text(), re.M)]
+    assert holding and all(f"--ignore {path.relative_to(COURSE)}" in line for path in holding)
 
 
 def test_links_are_checked_with_the_configuration_that_is_there():
     (step,) = [step for step in STEPS if "lychee" in step.get("uses", "")]
     words = step["with"]["args"].split()
-    settings = tomllib.loads((ROOT / words[words.index("--config") + 1]).read_text())
+    settings = tomllib.loads((COURSE / words[words.index("--config") + 1]).read_text())
     assert settings["scheme"] == ["https", "http"]
     (rendered,) = [re.search(r"--output-dir (\S+)", line)[1] for line in COMMANDS if "nbconvert --to" in line]
     for word in words[words.index("--config") + 2 :]:
-        assert word == rendered or (ROOT / word).exists(), word
+        assert word == rendered or (COURSE / word).exists(), word

@@ -10,9 +10,10 @@ from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from helpers.commands import cli, copies
+from course import cli
+from course.lab import copies
 from helpers.errors import LabError
-from tests.lessons import LESSONS, read, tagged
+from tools.lessons import LESSONS, read, tagged
 
 NAME = "01_first.ipynb"
 

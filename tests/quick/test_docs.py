@@ -9,10 +9,11 @@ import pytest
 import yaml
 
 import helpers
-from helpers import bridge, pictures
-from helpers.commands import cli
-from tests import docs
-from tests.lessons import LESSONS, NOTEBOOKS, code_cells, read, tagged
+from course import cli
+from helpers import pictures
+from helpers.streams import topology
+from tools import docs
+from tools.lessons import LESSONS, NOTEBOOKS, code_cells, read, tagged
 
 ROOT = NOTEBOOKS.parent
 PAGES = sorted(docs.DOCS.glob("*.md"))
@@ -22,7 +23,7 @@ GUARANTEES = (docs.DOCS / "guarantees.md").read_text()
 
 @pytest.mark.parametrize(("path", "text"), docs.pages().items(), ids=lambda thing: getattr(thing, "name", ""))
 def test_pages_are_up_to_date(path, text):
-    assert path.read_text() == text, "run `python -m tests.docs`"
+    assert path.read_text() == text, "run `python -m tools.docs`"
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
@@ -109,7 +110,7 @@ def test_the_reference_has_what_lessons_import():
                     assert re.search(heading, reference, re.M) or name == "LabError", name
 
 
-@pytest.mark.parametrize("module", [helpers, bridge, pictures], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("module", [helpers, topology, pictures], ids=lambda module: module.__name__)
 def test_what_nobody_uses_is_not_offered(module):
     sources = [cell.source for path in LESSONS for cell in code_cells(read(path))]
     sources += [path.read_text() for path in ROOT.glob("exercises/*.py")]

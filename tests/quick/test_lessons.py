@@ -7,8 +7,8 @@ from urllib.parse import urlparse
 
 import pytest
 
-from helpers.questions import Question
-from tests.lessons import IMPORTS, LESSONS, NOTEBOOKS, code_cells, read, tagged, tags
+from exercises.frame.question import Question
+from tools.lessons import IMPORTS, LESSONS, NOTEBOOKS, code_cells, read, tagged, tags
 
 SECTIONS = [
     "The situation",

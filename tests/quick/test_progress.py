@@ -4,7 +4,6 @@ import json
 import multiprocessing
 import os
 import signal
-from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -12,12 +11,13 @@ from jupyter_client.manager import start_new_kernel
 from nbclient import NotebookClient
 from nbformat.v4 import new_code_cell, new_notebook
 
-from helpers import progress
-from helpers.commands import cli
+from course import cli
+from exercises.frame import progress
+from helpers.paths import COURSE
 from helpers.waiting import wait_until
-from tests.lessons import LESSONS
+from tests.exercises.test_questions import question
 from tests.owners import run_cell
-from tests.test_questions import question
+from tools.lessons import LESSONS
 
 RIGHT = {"lesson": "lesson_01", "question": "q1", "state": "right"}
 WRONG = RIGHT | {"state": "not right"}
@@ -60,7 +60,7 @@ def test_what_a_program_checks_is_not(path):
 CHECK = """
 import sys; sys.path.insert(0, {!r})
 from exercises.lesson_01 import q1
-from tests.test_questions import question
+from tests.exercises.test_questions import question
 asked = question()
 def double(number):
     return 2 * number
@@ -76,7 +76,7 @@ def test_in_a_kernel_the_front_end_makes_the_difference(path):
         return "".join(output["data"].get("text/plain", "") for output in run_cell(client, code, **metadata))
 
     try:
-        code = CHECK.format(str(Path(__file__).parents[1]))
+        code = CHECK.format(str(COURSE))
         assert "q1: right" in run(code) and not path.exists()
         assert run("asked.progress()").startswith("Lesson test_questions: 0 of ")
         assert "q1: right" in run(code, cellId="abc")
@@ -90,7 +90,7 @@ def test_in_a_kernel_the_front_end_makes_the_difference(path):
 
 
 def test_a_headless_run_keeps_nothing_and_says_the_same_whatever_was_kept(path):
-    cells = CHECK.format(str(Path(__file__).parents[1])), "q1.progress()"
+    cells = CHECK.format(str(COURSE)), "q1.progress()"
     told = []
     for _ in range(2):
         notebook = new_notebook(cells=[new_code_cell(cell) for cell in cells])

@@ -2,16 +2,15 @@
 
 import os
 import re
-from pathlib import Path
 
 import json5
 
-from helpers.commands.cli import commands
-from helpers.commands.doctor import TESTED
+from course.cli import commands
+from course.doctor import TESTED
+from helpers.paths import COURSE
 
-ROOT = Path(__file__).parents[1]
-CONTAINER = json5.loads((ROOT / ".devcontainer" / "devcontainer.json").read_text())
-BINDER = ROOT / ".binder"
+CONTAINER = json5.loads((COURSE / ".devcontainer" / "devcontainer.json").read_text())
+BINDER = COURSE / ".binder"
 
 
 def supported(version: str) -> bool:
@@ -43,6 +42,6 @@ def test_binder_installs_what_is_pinned_and_prepares_the_lessons():
 
 
 def test_both_have_the_same_python_as_docker():
-    compose = (ROOT / "docker-compose.yml").read_text()
+    compose = (COURSE / "docker-compose.yml").read_text()
     assert CONTAINER["image"] in compose
     assert (BINDER / "runtime.txt").read_text().strip().replace("-", ":") in compose

@@ -13,10 +13,10 @@ import psutil
 import pytest
 from click.testing import CliRunner
 
-from helpers import store
-from helpers.cluster import Cluster
-from helpers.commands import cli, doctor
+from course import cli, doctor
 from helpers.errors import LabError
+from helpers.kafka import cache
+from helpers.kafka.cluster import Cluster
 from helpers.waiting import wait_until
 
 NOWHERE = "http://127.0.0.1:9/maven"  # nobody listens on the discard port
@@ -54,7 +54,7 @@ def test_help_and_version():
     for command in ("lab", "progress", "reset", "doctor", "run", "clean", "serve", "board", "bundle"):
         assert any(line.startswith(f"  {command} ") for line in lines)
         assert call(command, "--help").exit_code == 0
-    assert store.KAFKA_VERSION in call("--version").output
+    assert cache.KAFKA_VERSION in call("--version").output
 
 
 def test_an_error_of_the_course_is_one_sentence(tmp_path):
@@ -207,7 +207,7 @@ def test_doctor_without_network(empty_cache, monkeypatch):
 
 
 def test_doctor_where_java_does_not_run(monkeypatch, tmp_path):
-    monkeypatch.setattr(store, "java", lambda: tmp_path / "java")
+    monkeypatch.setattr(cache, "java", lambda: tmp_path / "java")
     trial = doctor._Trial()
     assert (trial.java().mark, trial.cache().mark, trial.broker().mark) == ("bad", "skipped", "skipped")
     (tmp_path / "java").write_text("#!/bin/sh\necho 'no such libc' >&2\nexit 1\n")

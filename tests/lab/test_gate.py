@@ -9,7 +9,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from tests.lessons import LESSONS, code_cells, read
+from tools.lessons import LESSONS, code_cells, read
 
 
 def plain_output(cell) -> bool:

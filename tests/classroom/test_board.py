@@ -14,12 +14,12 @@ from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka import errors as kafka_errors
 from kafka.admin import ConfigResource, ConfigResourceType
 
-from helpers import questions
-from helpers.classroom import board, learners, report
+from classroom import board, learners
+from exercises.frame import board_client, question
 from helpers.waiting import wait_until
+from tests.classroom.test_classroom import security
+from tests.lab.test_cli import call
 from tests.secured import free_ports, secured_broker
-from tests.test_classroom import security
-from tests.test_cli import call
 
 ASKED = {"lesson_01": ["q1", "q2"], "lesson_09": ["q1"]}
 
@@ -37,7 +37,7 @@ def joined(broker, monkeypatch):
     for name, value in broker.environment("ann").items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("COURSE_BOARD_TOPIC", "ann.progress")
-    monkeypatch.setattr(report, "somebody_is_watching", lambda: True)
+    monkeypatch.setattr(board_client, "somebody_is_watching", lambda: True)
 
 
 def model() -> board.Model:
@@ -87,7 +87,7 @@ def test_words_and_code_are_cut_for_good():
     seen = model()
     seen.apply("ann.progress", b"lesson_01/q1/help", said({"words": "w" * 10**6, "code": "c" * 10**6}), 1000)
     (cell,) = seen.cells.values()
-    assert len(cell.words) == len(cell.code) == report.LONGEST
+    assert len(cell.words) == len(cell.code) == board_client.LONGEST
 
 
 def test_a_newcomer_does_not_get_the_answers_of_one_who_left():
@@ -121,17 +121,17 @@ def test_from_a_check_to_the_board(broker, joined, monkeypatch):
     """Outcomes come by themselves, code only with a call for help; a board that starts anew shows the same."""
     code = "def answer():\n    return 'my secret idea'"
     shell = types.SimpleNamespace(user_ns={"In": ["import json", code, "q1.check()"]})
-    monkeypatch.setattr(questions, "get_ipython", lambda: shell)
-    asked = questions.Question(
+    monkeypatch.setattr(question, "get_ipython", lambda: shell)
+    asked = question.Question(
         "q1", wants=("answer",), starter="def answer(): ...", solution="", judge=lambda _lab, f: None, hints=[], why=""
     )
     asked.lesson = "lesson_01"
     namespace = {}
     exec(code, namespace)
     assert asked.judge(namespace).state == "right"
-    report.observe("lesson_09", "q1", "not right")
-    report.observe("lesson_01", "q2", "not started")
-    assert report.wait(30)
+    board_client.observe("lesson_09", "q1", "not right")
+    board_client.observe("lesson_01", "q2", "not started")
+    assert board_client.wait(30)
     reader = board.Reader(broker.folder, ASKED)
     reader.catch_up()
     row = reader.model.shown(time.time())["rows"][0]
@@ -140,7 +140,7 @@ def test_from_a_check_to_the_board(broker, joined, monkeypatch):
 
     asked.name = "q2"
     assert "ask for help" in asked.ask("I am lost").title
-    assert report.wait(30)
+    assert board_client.wait(30)
     wait_until(lambda: reader.step(200) or reader.model.shown(time.time())["trouble"], "the call", timeout=30)
     (entry,) = reader.model.shown(time.time())["trouble"]
     assert (entry["learner"], entry["where"], entry["what"]) == ("ann", "01 q2", "I am lost")
@@ -284,33 +284,33 @@ def unheard(joined, monkeypatch):
         raise OSError
 
     monkeypatch.setattr("kafka.KafkaProducer", connect)
-    monkeypatch.setattr(report, "_thread", None)  # an earlier one has a connection
-    monkeypatch.setattr(report, "_waiting", queue.Queue(maxsize=1000))
-    monkeypatch.setattr(report.atexit, "register", lambda *_: None)
+    monkeypatch.setattr(board_client, "_thread", None)  # an earlier one has a connection
+    monkeypatch.setattr(board_client, "_waiting", queue.Queue(maxsize=1000))
+    monkeypatch.setattr(board_client.atexit, "register", lambda *_: None)
     yield asked, answer
     answer.set()
 
 
 def test_a_check_does_not_wait_for_the_board(unheard):
     asked, answer = unheard
-    report.observe("lesson_01", "q1", "right")
+    board_client.observe("lesson_01", "q1", "right")
     assert asked.wait(30)
-    report.observe("lesson_01", "q2", "right")  # while the first is still on its way
+    board_client.observe("lesson_01", "q2", "right")  # while the first is still on its way
     assert not answer.is_set()
 
 
 def test_a_call_for_help_that_does_not_arrive(unheard, monkeypatch):
-    monkeypatch.setattr(questions, "ARRIVAL", 0.1)
-    asked = questions.Question("q1", wants=(), starter="", solution="", judge=print, hints=[], why="")
+    monkeypatch.setattr(question, "ARRIVAL", 0.1)
+    asked = question.Question("q1", wants=(), starter="", solution="", judge=print, hints=[], why="")
     assert "raise your hand" in str(asked.ask("help"))
 
 
 def test_without_a_class_nothing_is_told(monkeypatch):
     monkeypatch.delenv("COURSE_BOARD_TOPIC", raising=False)
-    monkeypatch.setattr(report, "tell", lambda *_: pytest.fail("told"))
-    monkeypatch.setattr(report, "somebody_is_watching", lambda: True)
-    report.observe("lesson_01", "q1", "right")
-    asked = questions.Question("q1", wants=(), starter="", solution="", judge=print, hints=[], why="")
+    monkeypatch.setattr(board_client, "tell", lambda *_: pytest.fail("told"))
+    monkeypatch.setattr(board_client, "somebody_is_watching", lambda: True)
+    board_client.observe("lesson_01", "q1", "right")
+    asked = question.Question("q1", wants=(), starter="", solution="", judge=print, hints=[], why="")
     assert "not joined" in asked.ask("help").title
 
 

@@ -1,0 +1,1 @@
+"""The kit that installs the course without a network."""

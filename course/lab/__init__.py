@@ -1,0 +1,1 @@
+"""The learner's lab: own copies of the lessons, and JupyterLab on them."""

@@ -1,0 +1,1 @@
+"""The frame of the questions: what runs, judges and shows an answer."""

@@ -1,0 +1,1 @@
+"""The questions: each one's solution, right ways and plausible wrong answers."""

@@ -1,0 +1,1 @@
+"""The lab: brokers, databases, processes, commands."""

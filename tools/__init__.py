@@ -1,0 +1,1 @@
+"""What maintainers run, each by `python -m tools.…`; CONTRIBUTING.md says when."""
