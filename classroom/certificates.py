@@ -6,7 +6,7 @@ from pathlib import Path
 import trustme
 from cryptography.hazmat.primitives import serialization
 
-from classroom.folder import write_private
+from helpers.files import write_whole
 
 VALID = datetime.timedelta(days=366)  # of a brokers' certificate, which is made anew with each start
 
@@ -23,4 +23,4 @@ def write_certificate(authority: trustme.CA, pem: Path, *names: str) -> None:
     key = serialization.load_pem_private_key(host.private_key_pem.bytes(), password=None).private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-    write_private(pem, key + b"".join(blob.bytes() for blob in host.cert_chain_pems))
+    write_whole(pem, key + b"".join(blob.bytes() for blob in host.cert_chain_pems), 0o600)

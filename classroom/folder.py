@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 
 from helpers import paths
 from helpers.errors import LabError
+from helpers.files import write_whole
 from helpers.waiting import wait_until
 
 PATIENCE = 60  # seconds to wait for another command that changes the class
@@ -94,9 +95,9 @@ class Folder:
             self.path.chmod(0o700)
             if not (self.path / "authority.pem").exists():
                 authority = make_authority()
-                write_private(self.ca_file, authority.cert_pem.bytes())
-                write_private(
-                    self.path / "authority.pem", authority.private_key_pem.bytes() + authority.cert_pem.bytes()
+                write_whole(self.ca_file, authority.cert_pem.bytes(), 0o600)
+                write_whole(
+                    self.path / "authority.pem", authority.private_key_pem.bytes() + authority.cert_pem.bytes(), 0o600
                 )
         self._write("room.json", asdict(room))
 
@@ -195,16 +196,7 @@ class Folder:
 
     def _write(self, name: str, value: dict) -> None:
         with _one_sentence(self.path):
-            write_private(self.path / name, json.dumps(value, indent=1).encode())
-
-
-def write_private(path: Path, content: bytes) -> None:
-    """Write a file that nobody else can read at any moment; it gets its name when it is whole."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.unlink(missing_ok=True)
-    with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(content)
-    part.rename(path)
+            write_whole(self.path / name, json.dumps(value, indent=1).encode(), 0o600)
 
 
 @contextlib.contextmanager

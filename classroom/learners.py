@@ -25,9 +25,10 @@ from kafka.admin import (
     UserScramCredentialUpsertion,
 )
 
-from classroom.folder import Folder, Room, write_private
+from classroom.folder import Folder, Room
 from helpers import internals
 from helpers.errors import LabError
+from helpers.files import write_whole
 from helpers.internals import AlterClientQuotasRequest
 from helpers.kafka.cluster import PASSING
 from helpers.waiting import wait_until
@@ -347,7 +348,7 @@ def write_cards(folder: Folder, room: Room, names: list[str]) -> None:
     """Write the cards of learners; nobody but the teacher can read them."""
     (folder.path / "cards").mkdir(mode=0o700, exist_ok=True)
     for name in names:
-        write_private(card_file(folder, name), card(folder, room, name).encode())
+        write_whole(card_file(folder, name), card(folder, room, name).encode(), 0o600)
 
 
 def card(folder: Folder, room: Room, name: str) -> str:

@@ -67,13 +67,13 @@ def _variables_of(card: Path | None) -> Iterator[None]:
     if card is None:
         yield
         return
-    from classroom.folder import write_private
     from classroom.learners import read_card
+    from helpers.files import write_whole
 
     values, certificate = read_card(card.read_text(errors="replace"))
     with tempfile.TemporaryDirectory(prefix="card-") as folder:
         ca_file = Path(folder) / "ca.pem"
-        write_private(ca_file, certificate.encode())
+        write_whole(ca_file, certificate.encode(), 0o600)
         before = dict(os.environ)
         os.environ.update(values | {"COURSE_SSL_CA_FILE": str(ca_file)})
         try:
