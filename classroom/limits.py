@@ -166,7 +166,7 @@ class Watchdog:
         free = shutil.disk_usage(self._homes[0].parent).free
         if free < LOW and not self._low:
             self._tell(f"The disk has {free / 1e6:.0f} MB left: free some, or the brokers will stop.")
-        if free >= LOW * (1.1 if self._low else 1):  # not to and fro
+        if free >= LOW * (1.1 if self._low else 1):  # so that it does not flicker
             self._low, self._lowest = False, LOW
             self._largest.clear()
             return {}

@@ -1,5 +1,7 @@
 """Maintainer's command: has every pinned package a wheel for each Python and platform of the CI workflow?
 
+For the first patch release of each Python: a user may have no newer one.
+
 python -m tools.wheels                 # download them all, and say where one is missing
 python -m tools.wheels --dry-run       # ask only
 
@@ -45,7 +47,7 @@ def main(dry_run: bool) -> None:
             for version in pythons():
                 done = subprocess.run(
                     ["uv", "pip", "install", "--only-binary", ":all:", "--python-platform", platform,
-                     "--python-version", version + (".5" if version == "3.11" else ""), "--no-compile-bytecode",
+                     "--python-version", f"{version}.0", "--no-compile-bytecode",
                      "--target", Path(folder, "packages"), "-r", requirements, *(["--dry-run"] if dry_run else [])],
                     capture_output=True, text=True, env=dict(os.environ, UV_CACHE_DIR=str(Path(folder, "cache"))),
                 )  # fmt: skip

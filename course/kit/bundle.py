@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import itertools
 import os
 import re
 import shutil
@@ -146,11 +147,11 @@ MARKERS = {
 
 
 def pins(system: str, version: str) -> list[str]:
-    """The packages of requirements.txt for a system and a version of Python, and what building the course takes.
+    """The packages of requirements.txt for a system and a Python ("3.11.2"), and what building the course takes.
 
     Without their markers: pip would judge these for the machine that packs, and leave out what only others need.
     """
-    target = MARKERS[system] | {"python_version": version, "python_full_version": f"{version}.99"}
+    target = MARKERS[system] | {"python_version": version.rpartition(".")[0], "python_full_version": version}
     lines = [line.split("#")[0].strip() for line in (paths.COURSE / "requirements.txt").read_text().splitlines()]
     wanted = [Requirement(line) for line in lines if line and not line.startswith("-")]
     needed = [each for each in wanted if each.marker is None or each.marker.evaluate(target)]
@@ -163,14 +164,17 @@ def download_wheels(wheels: Path, systems: list[str], versions: list[str]) -> No
     Raises:
         LabError: one could not be had; pip's own words are quoted.
     """
-    rounds = [(system, version, pins(system, version)) for system in systems for version in versions]
+    rounds = []
+    for system, version in itertools.product(systems, versions):
+        first, last = pins(system, f"{version}.0"), pins(system, f"{version}.99")
+        rounds.append((system, f"{version}.0", first))  # some packages want a certain patch release of Python
+        rounds += [(system, f"{version}.99", newer)] if (newer := [pin for pin in last if pin not in first]) else []
     total = sum(len(wanted) for *_, wanted in rounds)
     with tqdm(total=total, desc="Fetching packages", unit="package", leave=False) as bar:
         for system, version, wanted in rounds:
             command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
             command += ["--disable-pip-version-check", "--progress-bar=off", "--dest", str(wheels)]
-            # the newest of that version: some packages want a certain bug fix of Python
-            command += ["--python-version", f"{version}.99", "--implementation", "cp"]
+            command += ["--python-version", version, "--implementation", "cp"]
             command += [f"--platform={tag}" for tag in SYSTEMS[system]]
             said = []
             with subprocess.Popen(
@@ -185,7 +189,8 @@ def download_wheels(wheels: Path, systems: list[str], versions: list[str]) -> No
                     raise
             if pip.returncode:
                 errors = [line for line in said if line.startswith("ERROR")] or said[-1:] or ["pip said nothing"]
-                raise LabError(f"The packages for {system} with Python {version} could not be fetched: {errors[-1]}")
+                python = version.rpartition(".")[0]
+                raise LabError(f"The packages for {system} with Python {python} could not be fetched: {errors[-1]}")
 
 
 def write_sums(kit: Path) -> None:

@@ -6,7 +6,7 @@ Only matplotlib's object interface is used: no pyplot, no rcParams, so a learner
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache, lru_cache
 from math import ceil
 from pathlib import Path
@@ -22,6 +22,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import FancyBboxPatch, Polygon
 from matplotlib.text import Text
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 # Okabe and Ito's colours, which colour-blind readers tell apart.
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
@@ -290,8 +291,11 @@ class Sheet:
         self.shape(corners, fill=WHITE if hollow else INK, edge=INK)
         self.text(x + LABEL_GAP, y, text, bold=True)
 
-    def png(self) -> bytes:
+    def png(self, notes: Mapping[str, str] | None = None) -> bytes:
         """The finished picture, at two dots a pixel, with the 256 colours that matter most in it.
+
+        Args:
+            notes: text chunks to keep in the file, by their keywords.
 
         All that is flat and the soft edge of the card keep their exact colour, the rare shades at the edges
         of letters get a near one; the file, which is stored in a notebook, is less than half as large.
@@ -313,7 +317,10 @@ class Sheet:
         image = Image.fromarray(np.repeat(nearest[places], lengths).reshape(high, wide))
         image.putpalette(kept.tobytes(), "RGBA")
         buffer = io.BytesIO()
-        image.save(buffer, "png")
+        chunks = PngInfo()
+        for keyword, text in (notes or {}).items():
+            chunks.add_text(keyword, text)
+        image.save(buffer, "png", pnginfo=chunks)
         return buffer.getvalue()
 
     def finish(self) -> None:

@@ -1,6 +1,7 @@
 """What all lessons keep to: skeleton, executed in order, short cells, clean outputs, tags."""
 
 import ast
+import hashlib
 import importlib
 import re
 from urllib.parse import urlparse
@@ -8,6 +9,8 @@ from urllib.parse import urlparse
 import pytest
 
 from exercises.frame.question import Question
+from helpers.pictures.picture import DRAWN_FROM
+from tools.execute import drawn_from
 from tools.lessons import IMPORTS, LESSONS, NOTEBOOKS, code_cells, read, tagged, tags
 
 SECTIONS = [
@@ -101,6 +104,15 @@ def test_outputs_are_clean(lesson):
 def test_each_cell_that_ends_in_a_picture_has_a_text_twin(lesson):
     pictures = [o.data for o in outputs(lesson) if "image/png" in o.get("data", {})]
     assert pictures and all(len(p["text/plain"].splitlines()) > 1 for p in pictures)
+
+
+def test_each_picture_is_the_one_that_its_cell_has_drawn(lesson):
+    """nbval compares the hash in an output, and never the picture: so the picture is held to the hash here."""
+    for output in outputs(lesson):
+        data = output.get("data", {})
+        if f"application/x.{DRAWN_FROM}" in data or "image/png" in data:
+            facts = hashlib.sha256(data["text/plain"].encode()).hexdigest()[:16]
+            assert drawn_from(output) == data[f"application/x.{DRAWN_FROM}"] == facts
 
 
 def test_at_most_two_outputs_are_not_compared(lesson):
