@@ -39,26 +39,31 @@ def newest() -> str:
     )
 
 
+def copy_jars(roots: list[str], folder: Path) -> Path:
+    """Let Maven resolve the roots (group:artifact:version); returns where below `folder` the jars are."""
+    dependencies = "".join(
+        "<dependency><groupId>{}</groupId><artifactId>{}</artifactId><version>{}</version></dependency>".format(
+            *root.split(":")
+        )
+        for root in roots
+    )
+    pom = folder / "pom.xml"
+    pom.write_text(
+        "<project><modelVersion>4.0.0</modelVersion><groupId>course</groupId><artifactId>jars</artifactId>"
+        f"<version>1</version><dependencies>{dependencies}</dependencies></project>"
+    )
+    subprocess.run(
+        ["mvn", "-q", "-B", "-Dstyle.color=never", "-f", pom, "dependency:copy-dependencies", "-DincludeScope=runtime",
+         "-Dmdep.useRepositoryLayout=true", "-DoutputDirectory=jars"],
+        check=True, cwd=folder,
+    )  # fmt: skip
+    return folder / "jars"
+
+
 def resolve(roots: list[str]) -> list[tuple[str, str, int]]:
     """What Maven resolves the roots to: (sha256, path in the repository, size), sorted by path."""
     with tempfile.TemporaryDirectory() as folder:
-        dependencies = "".join(
-            "<dependency><groupId>{}</groupId><artifactId>{}</artifactId><version>{}</version></dependency>".format(
-                *root.split(":")
-            )
-            for root in roots
-        )
-        pom = Path(folder, "pom.xml")
-        pom.write_text(
-            "<project><modelVersion>4.0.0</modelVersion><groupId>course</groupId><artifactId>jars</artifactId>"
-            f"<version>1</version><dependencies>{dependencies}</dependencies></project>"
-        )
-        subprocess.run(
-            ["mvn", "-q", "-B", "-f", pom, "dependency:copy-dependencies", "-DincludeScope=runtime",
-             "-Dmdep.useRepositoryLayout=true", "-DoutputDirectory=jars"],
-            check=True, cwd=folder,
-        )  # fmt: skip
-        root = Path(folder, "jars")
+        root = copy_jars(roots, Path(folder))
         jars = sorted(root.rglob("*.jar"))
         return [
             (hashlib.sha256(j.read_bytes()).hexdigest(), j.relative_to(root).as_posix(), j.stat().st_size) for j in jars
