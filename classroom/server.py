@@ -75,8 +75,7 @@ class Brokers:
         """
         self._check_ports()
         for broker in self._brokers:
-            formatted = broker.data / "meta.properties", broker.data / "__cluster_metadata-0"
-            if not any(part.exists() for part in formatted):
+            if not broker.formatted:
                 shutil.rmtree(broker.data, ignore_errors=True)
                 broker.format(cache.storage_template())
             broker.log.touch(mode=0o600)

@@ -14,18 +14,27 @@ from kafka import errors as kafka_errors
 from kafka.admin import OffsetSpec
 from kafka.consumer.fetcher import ConsumerRecord
 from kafka.protocol.admin import AlterClientQuotasRequest
+from kafka.protocol.broker_version_data import BROKER_API_VERSIONS
 from kafka.protocol.consumer import FetchRequest, ListOffsetsRequest
 from kafka.protocol.metadata import MetadataRequest
 from kafka.record import MemoryRecords
 
 __all__ = [
     "CHECKED_WITH", "GROUP", "TRANSACTION", "AlterClientQuotasRequest", "ConsumerRecord", "MemoryRecords", "abandon",
-    "connect_within", "fetch", "find_coordinators", "has_open_transaction", "known_brokers", "partitions_led_by",
-    "send", "topic_metadata",
+    "connect_within", "fetch", "find_coordinators", "has_open_transaction", "known_brokers", "newest_known",
+    "partitions_led_by", "send", "topic_metadata",
 ]  # fmt: skip
 
 CHECKED_WITH = "3.0.12"  # the version of kafka-python that these uses were tried with
 GROUP, TRANSACTION = 0, 1  # the kinds of coordinators (FindCoordinatorRequest)
+
+
+def newest_known(version: str) -> tuple[int, ...]:
+    """Return what to name as `api_version` for a broker of this version ("4.4.0").
+
+    Of a version that it does not know kafka-python warns; then it takes the newest that it knows, and so do we.
+    """
+    return min(tuple(map(int, version.split(".")[:2])), max(BROKER_API_VERSIONS))
 
 
 def send(admin: KafkaAdminClient, request, node: int | None = None, timeout_ms: int | None = None):

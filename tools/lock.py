@@ -35,6 +35,8 @@ def lock(folder: Path, name: str, says: str, options: list[str], last: str, upgr
     """
     target = folder / name
     command = [
+        sys.executable,
+        "-m",
         "uv",
         "pip",
         "compile",

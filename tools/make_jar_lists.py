@@ -19,7 +19,7 @@ from helpers.kafka.cache import KAFKA_VERSION
 from helpers.kafka.download import mirror
 from helpers.paths import COURSE
 
-SLF4J_SIMPLE = "org.slf4j:slf4j-simple:1.7.36"  # Kafka 4.3 uses slf4j 1.7; without a binding there is no log
+SLF4J_SIMPLE = "org.slf4j:slf4j-simple:1.7.36"  # Kafka 4.4 uses slf4j 1.7; without a binding there is no log
 HELPERS = COURSE / "helpers" / "kafka"
 
 
@@ -40,26 +40,31 @@ def newest() -> str:
     )
 
 
+def copy_jars(roots: list[str], folder: Path) -> Path:
+    """Let Maven resolve the roots (group:artifact:version); returns where below `folder` the jars are."""
+    dependencies = "".join(
+        "<dependency><groupId>{}</groupId><artifactId>{}</artifactId><version>{}</version></dependency>".format(
+            *root.split(":")
+        )
+        for root in roots
+    )
+    pom = folder / "pom.xml"
+    pom.write_text(
+        "<project><modelVersion>4.0.0</modelVersion><groupId>course</groupId><artifactId>jars</artifactId>"
+        f"<version>1</version><dependencies>{dependencies}</dependencies></project>"
+    )
+    subprocess.run(
+        ["mvn", "-q", "-B", "-Dstyle.color=never", "-f", pom, "dependency:copy-dependencies", "-DincludeScope=runtime",
+         "-Dmdep.useRepositoryLayout=true", "-DoutputDirectory=jars"],
+        check=True, cwd=folder,
+    )  # fmt: skip
+    return folder / "jars"
+
+
 def resolve(roots: list[str]) -> list[tuple[str, str, int]]:
     """What Maven resolves the roots to: (sha256, path in the repository, size), sorted by path."""
     with tempfile.TemporaryDirectory() as folder:
-        dependencies = "".join(
-            "<dependency><groupId>{}</groupId><artifactId>{}</artifactId><version>{}</version></dependency>".format(
-                *root.split(":")
-            )
-            for root in roots
-        )
-        pom = Path(folder, "pom.xml")
-        pom.write_text(
-            "<project><modelVersion>4.0.0</modelVersion><groupId>course</groupId><artifactId>jars</artifactId>"
-            f"<version>1</version><dependencies>{dependencies}</dependencies></project>"
-        )
-        subprocess.run(
-            ["mvn", "-q", "-B", "-f", pom, "dependency:copy-dependencies", "-DincludeScope=runtime",
-             "-Dmdep.useRepositoryLayout=true", "-DoutputDirectory=jars"],
-            check=True, cwd=folder,
-        )  # fmt: skip
-        root = Path(folder, "jars")
+        root = copy_jars(roots, Path(folder))
         jars = sorted(root.rglob("*.jar"))
         return [
             (hashlib.sha256(j.read_bytes()).hexdigest(), j.relative_to(root).as_posix(), j.stat().st_size) for j in jars
@@ -72,12 +77,12 @@ def main(take_newest: bool) -> None:
     """Write the lists."""
     kafka = newest() if take_newest else KAFKA_VERSION
     for name, roots in lists(kafka).items():
-        lines = [f"# {' + '.join(roots)} and what they need, by tests/make_jar_lists.py: sha256, bytes, path"]
+        lines = [f"# {' + '.join(roots)} and what they need, by tools/make_jar_lists.py: sha256, bytes, path"]
         lines += [f"{sha256} {size} {path}" for sha256, path, size in resolve(roots)]
         (HELPERS / name).write_text("\n".join(lines) + "\n")
         print(f"{name}: Kafka {kafka}, {len(lines) - 1} jars")
-    store = HELPERS / "store.py"
-    store.write_text(store.read_text().replace(f'KAFKA_VERSION = "{KAFKA_VERSION}"', f'KAFKA_VERSION = "{kafka}"'))
+    module = HELPERS / "cache.py"
+    module.write_text(module.read_text().replace(f'KAFKA_VERSION = "{KAFKA_VERSION}"', f'KAFKA_VERSION = "{kafka}"'))
 
 
 if __name__ == "__main__":

@@ -5,9 +5,10 @@ For the first patch release of each Python: a user may have no newer one.
 python -m tools.wheels                 # download them all, and say where one is missing
 python -m tools.wheels --dry-run       # ask only
 
-Each set is downloaded and unpacked into a throw-away folder, never run. Needs `uv` on the PATH, which, unlike pip,
+Each set is downloaded and unpacked into a throw-away folder, never run. uv, unlike pip,
 reads the markers of requirements.txt (`; sys_platform == "darwin"`) for the platform that is asked about, not for this
-one.
+one. It asks about the first patch release of each Python, such as 3.11.0. Debian 12 has Python 3.11.2, and some
+packages need a later patch release.
 """
 
 import os
@@ -46,7 +47,8 @@ def main(dry_run: bool) -> None:
         for runner, platform in PLATFORMS.items():
             for version in pythons():
                 done = subprocess.run(
-                    ["uv", "pip", "install", "--only-binary", ":all:", "--python-platform", platform,
+                    [sys.executable, "-m", "uv", "pip", "install", "--only-binary", ":all:",
+                     "--python-platform", platform,
                      "--python-version", f"{version}.0", "--no-compile-bytecode",
                      "--target", Path(folder, "packages"), "-r", requirements, *(["--dry-run"] if dry_run else [])],
                     capture_output=True, text=True, env=dict(os.environ, UV_CACHE_DIR=str(Path(folder, "cache"))),

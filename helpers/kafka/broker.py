@@ -27,6 +27,9 @@ from helpers.processes.run_folder import Processes, tail
 # connection must not sit on the port of a broker that is just being restarted.
 PORTS = range(20000, 32000)
 
+# Where the formatter puts the feature levels since Kafka 4.4 (KIP-1170), as the metadata's first snapshot.
+METADATA = "__cluster_metadata-0"
+
 # What Java and the system say when a broker has too little memory.
 NO_MEMORY = re.compile(
     "insufficient memory|OutOfMemoryError|[Cc]annot allocate memory"
@@ -175,13 +178,18 @@ class Broker:
                 f"A broker's folder {self._folder} could not be written ({error.strerror}): free some space there."
             ) from error
 
+    @property
+    def formatted(self) -> bool:
+        """Whether the storage is that of a broker that ran; a `format` that was cut off leaves none."""
+        return (self.data / "meta.properties").exists() or any((self.data / METADATA).glob("*.log"))
+
     def format(self, template: Path) -> None:
         """Write the storage that Kafka's formatter would write, from a template that it once wrote (0.7 s less a
         broker)."""
         data = self.data
         try:
-            data.mkdir(parents=True)
-            shutil.copy(template, data / "bootstrap.checkpoint")
+            (data / METADATA).mkdir(parents=True)
+            shutil.copyfile(template, data / METADATA / template.name)
             (data / "meta.properties").write_text(
                 f"version=1\ncluster.id={self.cluster_id}\nnode.id={self.node.id}\ndirectory.id={new_id()}\n"
             )
@@ -290,8 +298,7 @@ def _environment() -> dict[str, str]:
 
 
 def make_template(target: Path) -> None:
-    """Run Kafka's own formatter once, and keep the bootstrap.checkpoint it writes (the feature levels of this
-    version)."""
+    """Run Kafka's own formatter once, and keep the snapshot it writes: the feature levels of this version."""
     processes = Processes()
     try:
         (node,) = choose_nodes(1)
@@ -305,7 +312,7 @@ def make_template(target: Path) -> None:
             raise LabError(f"Kafka's formatter failed:\n{done.stdout}{done.stderr}")
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_suffix(f".{os.getpid()}")
-        shutil.copy(folder / "data" / "bootstrap.checkpoint", part)
+        shutil.copyfile(folder / "data" / METADATA / target.name, part)  # not its rights: the cache may be shared
         part.rename(target)
     finally:
         processes.close()

@@ -1,7 +1,7 @@
 """The cache folder: what lies in it, and whether it is whole. `helpers.kafka.download` fills it.
 
 The jars are listed with their sha256 in `kafka_jars.txt` (and `streams_jars.txt` for Kafka Streams), made by
-`tests/make_jar_lists.py`.
+`tools/make_jar_lists.py`.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ import platformdirs
 
 from helpers import settings
 
-KAFKA_VERSION = "4.3.1"
+KAFKA_VERSION = "4.4.0"
 
 # A small heap, the serial collector and the first compiler only: a broker that lives for a minute never earns back
 # what the
@@ -81,8 +81,8 @@ def aot_cache() -> Path:
 
 
 def storage_template() -> Path:
-    """Where the formatted storage lies that each new broker starts from."""
-    return cache_folder() / f"storage-{KAFKA_VERSION}" / "bootstrap.checkpoint"
+    """Where the formatted storage lies that each new broker starts from: the first snapshot of its metadata."""
+    return cache_folder() / f"storage-{KAFKA_VERSION}" / "00000000000000000000-0000000000.checkpoint"
 
 
 def is_ready() -> bool:

@@ -27,6 +27,7 @@ from kafka.protocol.sasl import SaslAuthenticateRequest, SaslHandshakeRequest
 
 from helpers import settings
 from helpers.errors import LabError
+from helpers.kafka.cache import KAFKA_VERSION
 
 PROTOCOLS = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
 MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
@@ -362,7 +363,7 @@ def _ask_version(line: _Line, address: Address, settings: dict, deadline: float)
             8,
             f"the cluster at {address} is Apache Kafka {line.versions.broker_version_str} or so, "
             "and the lessons use the group and transaction protocols of 4.0 and the share groups of 4.2",
-            f"use a newer cluster (the course is tested with 4.3.1), {OWN_BROKER}",
+            f"use a newer cluster (the course is tested with {KAFKA_VERSION}), {OWN_BROKER}",
         )
     return version
 

@@ -89,7 +89,7 @@ class EmbeddedCluster(Cluster, kind="embedded"):
         self._connection = {
             "bootstrap_servers": [f"127.0.0.1:{node.port}" for node in nodes],
             "reconnect_backoff_max_ms": 200,
-            "api_version": tuple(map(int, cache.KAFKA_VERSION.split(".")[:2])),
+            "api_version": internals.newest_known(cache.KAFKA_VERSION),
         }
         for broker in self._nodes.values():
             broker.format(cache.storage_template())

