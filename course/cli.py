@@ -62,7 +62,7 @@ _folder = click.option(
 @click.group(cls=_Plain, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(_version(), message="%(version)s")
 def commands() -> None:
-    """Kafka Design Patterns: ten notebooks, each on a real Apache Kafka.
+    """Kafka Design Patterns: notebooks, each on a real Apache Kafka.
 
     Start with `python -m helpers lab`.
     """

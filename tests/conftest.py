@@ -1,6 +1,25 @@
-"""What several test files share: a cluster, and a database, for a file."""
+"""What several test files share: a cluster, and a database, for a file; and an end without processes left behind."""
 
+import contextlib
+
+import psutil
 import pytest
+
+
+def pytest_sessionfinish(session):
+    """End what tests that failed or were interrupted have started; a kernel left alone may spin on a core for ever."""
+    if getattr(session.config.option, "dist", "no") != "no" and not hasattr(session.config, "workerinput"):
+        return  # the children of this process are the ones that run the tests
+    for process in psutil.Process().children(recursive=True):
+        if "supervisor.py" not in _line(process):  # these end by themselves, after what they have to end
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+
+
+def _line(process: psutil.Process) -> str:
+    with contextlib.suppress(psutil.Error):
+        return " ".join(process.cmdline())
+    return ""
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ import helpers
 from exercises.frame import question
 from helpers import pictures, play, settings, streams
 from helpers.paths import COURSE
+from helpers.pictures import log
 from tools.lessons import LESSONS, NOTEBOOKS, read
 
 DOCS = COURSE / "docs"
@@ -93,6 +94,7 @@ def reference() -> str:
     for module, names in (
         (helpers, helpers.__all__),
         (pictures, pictures.__all__),
+        (log, ["Log", "Lane", "Cell"]),  # what `capture_log` gives back: lessons look their fields up
         (streams, streams.__all__),
         (play, [name for name, thing in vars(play).items() if _is_own_function(play, name, thing)]),
     ):

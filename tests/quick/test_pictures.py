@@ -20,17 +20,10 @@ from matplotlib.text import Text
 from PIL import Image
 
 from helpers.pictures import (
-    Cell,
     Film,
-    Lane,
-    Log,
     Mark,
     Message,
-    Moment,
-    Ownership,
     OwnershipRecorder,
-    Picture,
-    Span,
     Step,
     bars,
     batch_sizes,
@@ -44,6 +37,9 @@ from helpers.pictures import (
     table_view,
     timeline,
 )
+from helpers.pictures.log import Cell, Lane, Log
+from helpers.pictures.ownership import Moment, Ownership, Span
+from helpers.pictures.picture import Picture
 
 ORDERS = Log("orders", (
     Lane(0, (
@@ -359,12 +355,16 @@ def test_a_learners_own_matplotlib_settings_change_nothing():
 
 
 def test_a_log_is_drawn_quickly():
-    spent = []
+    """Measured in time of this very processor, which may be slow, or shared: against a plain loop beside it."""
+    drawing, counting = [], []
     for _ in range(3):
         start = time.process_time()
+        sum(number * number for number in range(1_000_000))
+        counting.append(time.process_time() - start)
+        start = time.process_time()
         log_view(ORDERS, "Quick").png  # noqa: B018
-        spent.append(time.process_time() - start)
-    assert min(spent) < 0.25
+        drawing.append(time.process_time() - start)
+    assert min(drawing) < 4 * min(counting), (drawing, counting)
 
 
 # What a front end gets
@@ -424,7 +424,7 @@ def until_idle(client, request):
 
 def test_without_a_screen_a_film_is_one_picture_that_tells_all_moments(kernel):
     (output,) = outputs(kernel, FILM + "film", {})
-    assert set(output["content"]["data"]) == {"image/png", "text/plain"}
+    assert set(output["content"]["data"]) == {"image/png", "text/plain", "application/x.drawn-from"}
     assert output["content"]["data"]["text/plain"].splitlines() == [
         "Two moments",
         "1 of 2 · one", "  topic t", "  partition 0: 0 one",
