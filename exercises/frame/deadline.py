@@ -8,26 +8,37 @@ import signal
 import sys
 import threading
 import time
-import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+
+from exercises.frame.pace import slowness
 
 
 class TookTooLong(BaseException):
     """The deadline has passed. A BaseException, so that the learner's `except Exception` does not swallow it."""
 
     place = ""  #: the learner's line that was running
+    seconds = 0.0  #: how long it was waited for
+    slowness = 1.0  #: how many times slower than usual the machine was, see `pace`
     ended = True  #: False: it still runs, in a thread that could not be stopped
 
 
-def limited(work: Callable, seconds: float, namespace: dict):
-    """Run `work`; TookTooLong after so many seconds. What stays inside C (a Java call, a long computation of numpy) is
-    ended when it returns, not before."""
+def limited(work: Callable, seconds: float, namespace: dict, wants: Iterable[str] = ()):
+    """Run `work`; raise TookTooLong at its deadline.
+
+    What stays inside C (a Java call, a long computation of numpy) is ended when it returns, not before.
+
+    Args:
+        work: a function without arguments.
+        seconds: its deadline on a quiet machine; a slow or busy one gets as much longer as it is slower (`pace`).
+        namespace: the notebook's names; code with these globals is the learner's.
+        wants: the names of the answer, so that another function's line is told by its name.
+    """
     if hasattr(signal, "SIGALRM") and threading.current_thread() is threading.main_thread():
-        return _limited_by_signal(work, seconds, namespace)
-    return _limited_by_thread(work, seconds, namespace)
+        return _limited_by_signal(work, seconds, namespace, wants)
+    return _limited_by_thread(work, seconds, namespace, wants)
 
 
-def _limited_by_signal(work: Callable, seconds: float, namespace: dict):
+def _limited_by_signal(work: Callable, seconds: float, namespace: dict, wants: Iterable[str]):
     """A timer signal raises in the main thread, whatever it does or waits for there.
 
     A loop with a bare `except:` in it would live on. So (1) the timer rings again and again; (2) a raised object that
@@ -42,7 +53,7 @@ def _limited_by_signal(work: Callable, seconds: float, namespace: dict):
 
     def ring(_signal, frame):
         nonlocal late
-        if not armed:
+        if not armed or (late is None and not deadline.passed()):
             return
         if late:
             while frame:
@@ -50,8 +61,7 @@ def _limited_by_signal(work: Callable, seconds: float, namespace: dict):
                 frame = frame.f_back
             sys.settrace(trace)
         else:
-            late = TookTooLong()
-            late.place = learners_line(traceback.walk_stack(frame), namespace)
+            late = deadline.error(frame, namespace, wants)
         raise Ring
 
     def trace(frame, event, _argument):
@@ -59,7 +69,7 @@ def _limited_by_signal(work: Callable, seconds: float, namespace: dict):
             raise Ring
         return trace
 
-    began = time.monotonic()
+    deadline = _Deadline(seconds)
     earlier_trace = sys.gettrace()
     earlier_timer = signal.getitimer(signal.ITIMER_REAL)
     earlier_handler = signal.signal(signal.SIGALRM, ring)
@@ -78,11 +88,11 @@ def _limited_by_signal(work: Callable, seconds: float, namespace: dict):
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, earlier_handler or signal.SIG_DFL)
         if earlier_timer[0]:
-            rest = earlier_timer[0] - (time.monotonic() - began)
+            rest = earlier_timer[0] - deadline.elapsed()
             signal.setitimer(signal.ITIMER_REAL, max(rest, 0.001), earlier_timer[1])
 
 
-def _limited_by_thread(work: Callable, seconds: float, namespace: dict):
+def _limited_by_thread(work: Callable, seconds: float, namespace: dict, wants: Iterable[str]):
     """Without such a signal: in a thread, into which the exception is put; there it waits for a call to return."""
     done, raised = [], []
 
@@ -97,15 +107,12 @@ def _limited_by_thread(work: Callable, seconds: float, namespace: dict):
 
     thread = threading.Thread(target=run, name="check", daemon=True)
     thread.start()
-    deadline, late = time.monotonic() + seconds, None
+    deadline, late = _Deadline(seconds), None
     try:
-        while thread.is_alive() and time.monotonic() < deadline + 2:
+        while thread.is_alive() and (late is None or deadline.elapsed() < late.seconds + 2):
             thread.join(0.02)
-            if thread.is_alive() and time.monotonic() > deadline:
-                if not late:
-                    late = TookTooLong()
-                    frame = sys._current_frames().get(thread.ident)
-                    late.place = learners_line(traceback.walk_stack(frame), namespace) if frame else ""
+            if thread.is_alive() and (late or deadline.passed()):
+                late = late or deadline.error(sys._current_frames().get(thread.ident), namespace, wants)
                 throw(TookTooLong)
     except KeyboardInterrupt:
         throw(KeyboardInterrupt)
@@ -118,9 +125,52 @@ def _limited_by_thread(work: Callable, seconds: float, namespace: dict):
     return done[0]
 
 
-def learners_line(frames, namespace: dict) -> str:
-    """The first line of these frames that is in the notebook: of code whose globals are its names; or ""."""
+class _Deadline:
+    """A deadline that moves back as long as the machine is slow.
+
+    The speed is measured at the beginning, and again from when the deadline has come: another program may have begun
+    to work meanwhile.
+    """
+
+    def __init__(self, seconds: float):
+        self._seconds, self._slowness = seconds, slowness()
+        self._began = self._measured = time.monotonic()
+
+    def elapsed(self) -> float:
+        return time.monotonic() - self._began
+
+    def passed(self) -> bool:
+        if self.elapsed() < self._seconds:
+            return False
+        if time.monotonic() - self._measured > 1:
+            self._slowness, self._measured = max(self._slowness, slowness()), time.monotonic()
+        return self.elapsed() >= self._seconds * self._slowness
+
+    def error(self, frame, namespace: dict, wants: Iterable[str]) -> TookTooLong:
+        late = TookTooLong()
+        late.seconds, late.slowness = round(self._seconds * self._slowness, 1), self._slowness
+        late.place = learners_line(_within_check(frame), namespace, wants)
+        return late
+
+
+def _within_check(frame) -> Iterator[tuple]:
+    """The frames of a check, from the innermost one out; not those of the cell that called `check()`."""
+    while frame and frame.f_code is not _limited_by_signal.__code__:
+        yield frame, frame.f_lineno
+        frame = frame.f_back
+
+
+def learners_line(frames: Iterable[tuple], namespace: dict, wants: Iterable[str] = ()) -> str:
+    """Return the first of these lines that is in the notebook, of code whose globals are its names; or "".
+
+    Args:
+        frames: pairs of a frame and a line's number.
+        namespace: the notebook's names.
+        wants: the names of the answer; a line of another function is told by that function's name.
+    """
     for frame, line in frames:
         if frame.f_globals is namespace:
-            return f"line {line}, `{linecache.getline(frame.f_code.co_filename, line).strip()}`"
+            name = frame.f_code.co_qualname.split(".")[0]
+            other = f" of `{name}`" if wants and name not in (*wants, "<module>", "<lambda>") else ""
+            return f"line {line}{other}, `{linecache.getline(frame.f_code.co_filename, line).strip()}`"
     return ""

@@ -5,7 +5,7 @@ import re
 
 from helpers.pictures.picture import picture_as_html
 
-NOT_STARTED, NOT_RIGHT, RIGHT = "not started", "not right", "right"
+NOT_STARTED, NOT_RIGHT, RIGHT, NOT_JUDGED = "not started", "not right", "right", "not judged"
 
 _LOOKS = {RIGHT: ("✔", "#009E73"), NOT_RIGHT: ("✘", "#D55E00"), NOT_STARTED: ("○", "#56B4E9"), "": ("➜", "#E69F00")}
 
@@ -28,7 +28,7 @@ class Wrong(Exception):
 
 
 class NoJudgement(Wrong):
-    """The check could not be done, which says nothing about the answer: no cluster, a dead broker."""
+    """The check could not be done, which says nothing about the answer: no cluster, a dead broker, a slow machine."""
 
 
 class Card:
@@ -61,14 +61,27 @@ class Card:
 
 
 class Outcome(Card):
-    """The answer of a check: its `state` is "not started", "not right" or "right".
+    """The answer of a check: its `state` is "not started", "not right", "right" or "not judged".
 
-    `judged` is False where something else than the answer is in the way; `trace` is a whole traceback, for authors.
+    It is not judged where something else than the answer is in the way, and then it counts as no try; `trace` is a
+    whole traceback, for authors.
     """
 
-    def __init__(self, state: str, title: str, facts: list[tuple[str, str]], picture=None, judged=True, trace=""):
+    def __init__(self, state: str, title: str, facts: list[tuple[str, str]], picture=None, trace=""):
         super().__init__(title, facts, picture, kind=state)
-        self.state, self.judged, self.trace = state, judged, trace
+        self.state, self.trace = state, trace
+
+    @property
+    def judged(self) -> bool:
+        """Whether the outcome says something about the answer."""
+        return self.state != NOT_JUDGED
+
+
+class Interrupted(KeyboardInterrupt):
+    """A learner who does not wait for the check: one line in the notebook, and no traceback of the course's code."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [f"{self.args[0]}: interrupted; nothing was judged, and it counts as no try."]
 
 
 class Source:

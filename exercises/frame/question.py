@@ -15,12 +15,25 @@ import traceback
 from collections.abc import Callable
 
 from IPython import get_ipython
+from kafka.errors import KafkaConnectionError, KafkaTimeoutError
 
 from exercises.frame import board_client, progress
 from exercises.frame.clients import Clients
 from exercises.frame.deadline import TookTooLong, learners_line, limited
 from exercises.frame.lab import Lab
-from exercises.frame.outcome import NOT_RIGHT, NOT_STARTED, RIGHT, Card, NoJudgement, Outcome, Source, Wrong
+from exercises.frame.outcome import (
+    NOT_JUDGED,
+    NOT_RIGHT,
+    NOT_STARTED,
+    RIGHT,
+    Card,
+    Interrupted,
+    NoJudgement,
+    Outcome,
+    Source,
+    Wrong,
+)
+from exercises.frame.pace import BUSY
 from exercises.frame.sandbox import quiet, run_starter, same
 from exercises.frame.words import CAUSES, describe, first_lines, say_error
 from helpers.errors import LabError
@@ -45,7 +58,8 @@ class Question:
             right.
         hints: from a nudge to nearly the answer.
         why: one sentence on why it matters, shown when it is right.
-        deadline: seconds that the judge, with the learner's code in it, may take.
+        deadline: seconds that the judge, with the learner's code in it, may take on a quiet machine of two cores; at
+            least four times what it takes there with the solution.
         cluster: the notebook's name for its cluster.
         brokers: a number gives the check an embedded cluster of its own, which the judge may harm; started before the
             deadline begins.
@@ -65,9 +79,16 @@ class Question:
         return f"{self.name}: {self.name}.check(), {self.name}.hint(), {self.name}.solution()"
 
     def check(self) -> Outcome:
-        """Judge what the notebook holds now."""
+        """Judge what the notebook holds now.
+
+        Raises:
+            Interrupted: the learner did not wait; a KeyboardInterrupt that a notebook shows in one line.
+        """
         shell = get_ipython()
-        return self.judge(shell.user_ns if shell else sys._getframe(1).f_globals)
+        try:
+            return self.judge(shell.user_ns if shell else sys._getframe(1).f_globals)
+        except KeyboardInterrupt:
+            raise Interrupted(self.name) from None
 
     def hint(self) -> Card:
         """The next hint; after the last one the last one again."""
@@ -108,7 +129,7 @@ class Question:
         with quiet() as printed:
             outcome = self._outcome(namespace)
             if outcome.state == NOT_RIGHT and printed.getvalue().strip():
-                outcome.facts.append(("Your code printed", first_lines(printed.getvalue())))
+                outcome.facts.append(("Your code printed", first_lines(printed.getvalue(), dropped=printed.dropped)))
             for observer in observers if outcome.judged else ():
                 with contextlib.suppress(Exception):
                     observer(self.lesson, self.name, outcome.state)
@@ -154,9 +175,10 @@ class Question:
             picture = found if hasattr(found, "_repr_mimebundle_") else None
             return Outcome(RIGHT, f"{self.name}: right", [*facts, ("Why it matters", self.why)], picture)
         except Wrong as wrong:
-            title = "could not be checked" if isinstance(wrong, NoJudgement) else "not yet right"
-            judged = not isinstance(wrong, NoJudgement)
-            return Outcome(NOT_RIGHT, f"{self.name}: {title}", wrong.facts, wrong.picture, judged, wrong.trace)
+            state, title = NOT_RIGHT, "not yet right"
+            if isinstance(wrong, NoJudgement):
+                state, title = NOT_JUDGED, "not judged"
+            return Outcome(state, f"{self.name}: {title}", wrong.facts, wrong.picture, wrong.trace)
 
     def _run_judge(self, namespace: dict):
         """The judge's result; whatever goes wrong on the way comes out as `Wrong`."""
@@ -166,7 +188,7 @@ class Question:
                 own = afterwards.enter_context(own_cluster(self.brokers)) if self.brokers else None
                 lab = Lab(self, namespace, clients, afterwards, own)
                 objects = [namespace[name] for name in self.wants]
-                return limited(lambda: self._judge(lab, *objects), self.deadline, namespace)
+                return limited(lambda: self._judge(lab, *objects), self.deadline, namespace, self.wants)
         except (Wrong, KeyboardInterrupt):
             raise
         except BaseException as error:
@@ -176,27 +198,41 @@ class Question:
         """Raise the `Wrong` for an exception (a deadline too) that came out of the learner's code or of the judge."""
         if lab and (lab._own_cluster or namespace.get(self.cluster) is not None):
             _ = lab.cluster  # raises if the brokers are dead, which then is the reason
-        place = learners_line(reversed([*traceback.walk_tb(error.__traceback__)]), namespace)
+        place = learners_line(reversed([*traceback.walk_tb(error.__traceback__)]), namespace, self.wants)
         said = say_error(error)
         if isinstance(error, TookTooLong):
             stuck = "" if error.ended else " It could not be stopped and still runs: restart the kernel."
-            if error.place:
+            after, slow = f"after {error.seconds:g} s", f"{error.slowness:.1f} times slower than usual"
+            if error.place and error.slowness < BUSY:
                 wrong = Wrong(
-                    f"after {self.deadline:g} s your code was still running, in {error.place}",
+                    f"{after} your code was still running, in {error.place}",
                     "an answer that comes to its end",
                     "A loop without an end, or a call that waits for something that never comes." + stuck,
                 )
+            elif error.place:
+                wrong = NoJudgement(
+                    f"{after} your code was still running, in {error.place}; this machine was {slow}",
+                    "a quieter machine: end what keeps it busy, then check again",
+                    "The machine, or else a loop without an end. This counts as no try." + stuck,
+                )
             else:
                 wrong = NoJudgement(
-                    f"the check had no answer from Kafka after {self.deadline:g} s",
-                    "brokers that answer",
-                    "A broker is paused, dead or very busy: start the cluster again, then check again." + stuck,
+                    f"the check itself had not ended {after}; this machine was {slow}",
+                    "a quieter machine, and brokers that answer",
+                    "End what keeps the machine busy, then check again. If a broker is dead or paused, start the "
+                    "cluster again. This counts as no try." + stuck,
                 )
         elif place:
             causes = (cause for kind, cause in CAUSES.items() if isinstance(error, kind))
             wrong = Wrong(f"your code stopped with {said} in {place}", "code that runs to its end", next(causes, ""))
         elif isinstance(error, LabError):
             wrong = NoJudgement(str(error))
+        elif isinstance(error, (TimeoutError, KafkaTimeoutError, KafkaConnectionError)):
+            wrong = NoJudgement(
+                f"the check itself waited in vain: {said}",
+                "a quieter machine, and brokers that answer",
+                "Check again. If it happens again, run the cell that starts the cluster. This counts as no try.",
+            )
         else:
             wrong = Wrong(
                 f"the check could not work with your answer: {said}",

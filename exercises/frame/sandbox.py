@@ -13,8 +13,13 @@ from IPython.utils.capture import capture_output
 class _Printed(io.StringIO):
     """Keeps the beginning of what is printed; an endless loop prints more than the memory holds."""
 
+    dropped = 0  #: lines that were not kept
+
     def write(self, text: str) -> int:
-        return super().write(text) if self.tell() < 100_000 else len(text)
+        if self.tell() < 100_000:
+            return super().write(text)
+        self.dropped += text.count("\n")
+        return len(text)
 
 
 @contextlib.contextmanager

@@ -27,10 +27,10 @@ def shorten(text: str, length: int = 200) -> str:
     return first if len(first) <= length else first[:length] + " …"
 
 
-def first_lines(text: str, most: int = 5) -> str:
-    """Return the first lines of what was printed, and how many more there are."""
+def first_lines(text: str, most: int = 5, dropped: int = 0) -> str:
+    """Return the first lines of what was printed, and how many more there are, with those that were not kept."""
     lines = text.strip("\n").split("\n")
-    rest = [f"… and {len(lines) - most} more lines"] if len(lines) > most else []
+    rest = [f"… and {len(lines) - most + dropped} more lines"] if len(lines) > most else []
     return "\n".join([shorten(line, 100) for line in lines[:most]] + rest)
 
 

@@ -49,7 +49,7 @@ class Cluster:
     #: the ids of all brokers, dead ones included
     brokers: list[int]
 
-    def __new__(cls, brokers: int | None = None):  # noqa: D102 (chooses the kind)
+    def __new__(cls, brokers: int | None = None, **_):  # noqa: D102 (chooses the kind)
         if cls is Cluster:
             external = brokers is None and settings.bootstrap_servers()
             cls = _kinds["external" if external else "embedded"]
