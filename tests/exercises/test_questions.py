@@ -407,7 +407,7 @@ def test_in_a_notebook(tmp_path):
         run(f"q1.deadline, runs = 50, Path({str(tmp_path / 'runs')!r})")
         run("def double(number):\n    runs.touch()\n    while True: pass")
         threading.Thread(target=interrupt_when_it_runs).start()
-        assert run("q1.check()")["error"]["ename"] == "KeyboardInterrupt"
+        assert run("q1.check()")["error"]["ename"] == "Interrupted"
         run("def double(number):\n    return 2 * number")
         assert "right" in run("q1.check()")["execute_result"]["data"]["text/html"]
     finally:
