@@ -334,7 +334,7 @@ class Cluster:
 
         A broker has its metadata a moment before it leads what they say it leads, and refuses records in between. If it
         refuses a producer's first batch and takes the second one, which was in flight, it goes on to refuse the first
-        one as out of order, for the two minutes after which the producer gives up: KAFKA-15591, in Kafka 4.3.1.
+        one as out of order, for the two minutes after which the producer gives up: KAFKA-15591, in Kafka 4.4.0.
         """
         wanted, of = ListOffsetsRequest.ListOffsetsTopic, ListOffsetsRequest.ListOffsetsTopic.ListOffsetsPartition
         for leader in {p.leader_id for p in partitions}:
@@ -680,7 +680,7 @@ class EmbeddedCluster(Cluster):
     def _before_deleting(self, topics: list[str]) -> None:
         """Take back the topics' own configs.
 
-        Kafka 4.3.1 forgets them with the topic, but when a broker restarts, it reads making and deleting of the topic
+        Kafka 4.4.0 forgets them with the topic, but when a broker restarts, it reads making and deleting of the topic
         in one go, and they come back, for a new topic of that name: a retention of a second, say, and records are gone.
         """
         resources = [ConfigResource(ConfigResourceType.TOPIC, topic) for topic in topics]
