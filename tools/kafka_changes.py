@@ -1,6 +1,7 @@
 """What changed from one version of Apache Kafka to another, as their jars say.
 
     python -m tools.kafka_changes 4.3.1 4.4.0
+    python -m tools.kafka_changes               # from the course's version to the newest release
 
 prints what was added, removed and changed: configs and their defaults, feature levels, the protocol's versions, and
 names of metrics. Needs Maven (`mvn`) on the PATH, which fetches the jars of both (127 MB each) and keeps them as it
@@ -15,8 +16,10 @@ import tempfile
 from pathlib import Path
 
 import click
+import requests
 
-from tools.make_jar_lists import SLF4J_SIMPLE, copy_jars
+from helpers.kafka.cache import KAFKA_VERSION
+from tools.make_jar_lists import SLF4J_SIMPLE, copy_jars, newest
 
 ROOT = Path(__file__).parents[1]
 ARTIFACTS = ("kafka_2.13", "kafka-streams", "connect-runtime")
@@ -71,18 +74,29 @@ def answers(version: str, folder: Path) -> dict:
     return json.loads(target.read_text())
 
 
-def _version(context, parameter, value: str) -> str:
-    if not re.fullmatch(r"\d+\.\d+\.\d+", value):
+def _version(context, parameter, value: str | None) -> str | None:
+    if value and not re.fullmatch(r"\d+\.\d+\.\d+", value):
         raise click.BadParameter(f"{value!r} is not the version of a release, such as 4.4.0.")
     return value
 
 
 @click.command()
-@click.argument("old", callback=_version)
-@click.argument("new", callback=_version)
+@click.argument("old", callback=_version, default=KAFKA_VERSION)
+@click.argument("new", callback=_version, required=False)
 @click.option("--documentation", is_flag=True, help="Also print configs that are described in other words.")
-def main(old: str, new: str, documentation: bool) -> None:
-    """Print what changed from Kafka OLD to Kafka NEW: `+` was added, `-` removed, `*` changed."""
+def main(old: str, new: str | None, documentation: bool) -> None:
+    """Print what changed from Kafka OLD to Kafka NEW: `+` was added, `-` removed, `*` changed.
+
+    Without NEW it is the newest release, and without OLD the version of this course.
+    """
+    if not new:
+        try:
+            new = newest()
+        except requests.RequestException as error:
+            raise click.ClickException(f"The newest version could not be asked for ({error}): name it.") from None
+        if old == new:
+            click.echo(f"Apache Kafka {old} is the newest release.")
+            return
     if old == new:
         raise click.UsageError(f"Give two versions; both are {old}.")
     with tempfile.TemporaryDirectory() as before, tempfile.TemporaryDirectory() as after:

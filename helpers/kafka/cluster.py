@@ -316,7 +316,7 @@ class Cluster:
 
         A broker has its metadata a moment before it leads what they say it leads, and refuses records in between. If it
         refuses a producer's first batch and takes the second one, which was in flight, it goes on to refuse the first
-        one as out of order, for the two minutes after which the producer gives up: KAFKA-15591, in Kafka 4.3.1.
+        one as out of order, for the two minutes after which the producer gives up: KAFKA-15591, in Kafka 4.4.0.
         """
         for leader in {p.leader_id for p in partitions}:
             if leader < 0:

@@ -274,7 +274,7 @@ class EmbeddedCluster(Cluster, kind="embedded"):
     def _before_deleting(self, topics: list[str]) -> None:
         """Take back the topics' own configs.
 
-        Kafka 4.3.1 forgets them with the topic, but when a broker restarts, it reads making and deleting of the topic
+        Kafka 4.4.0 forgets them with the topic, but when a broker restarts, it reads making and deleting of the topic
         in one go, and they come back, for a new topic of that name: a retention of a second, say, and records are gone.
         """
         resources = [ConfigResource(ConfigResourceType.TOPIC, topic) for topic in topics]

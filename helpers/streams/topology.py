@@ -218,7 +218,7 @@ class Streams:
     def _died(self, thrown):
         """Called by Kafka Streams in the thread that dies of `thrown`."""
         self._error = self._error or explained(thrown)
-        # SHUTDOWN_CLIENT ends Kafka Streams 4.3.1 as a member that remains in its group, which then waits for it until
+        # SHUTDOWN_CLIENT ends Kafka Streams 4.4.0 as a member that remains in its group, which then waits for it until
         # its session is over (45 s). The end that comes first counts, so let it be one that leaves. Not in this thread:
         # another one may be in `close`, which is synchronized, and wait for this one to end.
         threading.Thread(target=self._leave, args=(0,), daemon=True).start()

@@ -13,7 +13,6 @@ import os
 import signal
 import time
 import types
-import zipfile
 from collections import Counter
 
 import cloudpickle
@@ -24,7 +23,6 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from kafka import KafkaConsumer, KafkaProducer, OffsetAndMetadata, TopicPartition
 from sqlalchemy import create_engine, text
 
-from helpers.kafka import cache
 from helpers.processes import workers
 from tools import lessons
 
@@ -513,21 +511,6 @@ def test_control_without_a_circuit_breaker_an_outage_puts_all_aside(shop):
     with shop.being_counted("tea"):
         shop.pack_orders()
     assert (shop.waiting(), shop.ahead()) == (list(shop.orders), [])
-
-
-# -- what the lesson says of versions
-
-
-def test_kafka_has_no_dead_letters_of_share_groups_yet(shop):
-    """What lesson 07 says of Kafka 4.3.1. When this fails after an update: change it there (c07-050, c07-104)."""
-    found = set()
-    for path in cache.class_path().split(os.pathsep):
-        with zipfile.ZipFile(path) as jar:
-            for name in jar.namelist():
-                if name.startswith("org/apache/kafka/") and name.endswith(".class"):
-                    code = jar.read(name)
-                    found |= {word for word in (b"__dlq.errors.", b"group.share.") if word in code}
-    assert found == {b"group.share."}
 
 
 # -- resting

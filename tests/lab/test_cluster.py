@@ -185,7 +185,7 @@ def test_a_broker_that_has_died_meanwhile_is_no_riddle(one, monkeypatch):
 
 
 def test_a_broker_takes_any_sequence_number_from_a_producer_that_it_has_not_met(one):
-    """Why a topic must take records before one sends: lesson 10 says so of Kafka 4.3.1 and kafka-python 3.0.12."""
+    """Why a topic must take records before one sends: lesson 10 says so of Kafka 4.4.0 and kafka-python 3.0.12."""
     place = TopicPartition(one.topic("orders"), 0)
     with KafkaProducer(**one.connection) as producer:
         state = producer._transaction_manager
@@ -378,7 +378,7 @@ def test_a_topic_that_goes_away_while_its_configs_are_taken_back_is_no_error(one
 
 
 def test_the_config_of_an_earlier_topic_does_not_come_back_with_a_restart(one):
-    """As Kafka 4.3.1 would do, if `topic` did not take it back."""
+    """As Kafka 4.4.0 would do, if `topic` did not take it back."""
     one.topic("orders", config={"retention.ms": 1})
     topic = one.topic("orders")
     write(one, topic, b"a")

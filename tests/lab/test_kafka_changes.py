@@ -42,8 +42,6 @@ def test_nothing_is_no_difference():
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        ((), "Missing argument 'OLD'"),
-        (("4.3.1",), "Missing argument 'NEW'"),
         (("4.3.1", "trunk"), "'trunk' is not the version of a release, such as 4.4.0."),
         (("../x", "4.4.0"), "'../x' is not the version of a release, such as 4.4.0."),
         (("4.4.0", "4.4.0"), "Give two versions; both are 4.4.0."),
@@ -52,6 +50,11 @@ def test_nothing_is_no_difference():
 def test_bad_input_is_one_sentence(arguments, said):
     result = call(*arguments)
     assert result.exit_code == 2 and said in result.output and "Traceback" not in result.output
+
+
+def test_without_versions_it_is_from_the_courses_to_the_newest(monkeypatch):
+    monkeypatch.setattr(kafka_changes, "newest", lambda: KAFKA_VERSION)
+    assert call().output == f"Apache Kafka {KAFKA_VERSION} is the newest release.\n"
 
 
 def test_help_says_what_the_signs_mean():
