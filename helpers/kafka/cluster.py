@@ -6,6 +6,7 @@ kafka-python itself.
 """
 
 import contextlib
+import logging
 import re
 
 from kafka import KafkaAdminClient
@@ -15,6 +16,8 @@ from kafka.admin import MemberToRemove
 from helpers import internals, settings
 from helpers.errors import LabError
 from helpers.waiting import Seen, wait_until
+
+log = logging.getLogger(__name__)
 
 # What a client may meet while brokers come and go; the next try may work. An admin client that picks a dead node
 # raises one of these.
@@ -35,9 +38,8 @@ class Cluster:
     """A real Kafka cluster: embedded brokers of one's own, or an external one.
 
     Args:
-        brokers: how many embedded brokers (ids 1..n). Without it: one embedded broker, or the external cluster that
-        the environment
-            names (COURSE_BOOTSTRAP_SERVERS).
+        brokers: how many embedded brokers (ids 1..n). Without it: one embedded broker, or the external cluster that the
+            environment names (COURSE_BOOTSTRAP_SERVERS).
 
     A second call with the same argument stops the earlier cluster and starts anew. It is also a context manager.
 
@@ -288,6 +290,7 @@ class Cluster:
 
     def _metadata(self, topics: list[str] | None, node: int | None = None):
         """Metadata of topics (None: all, []: none) as one broker has it (any, without a number)."""
+        log.debug("asking broker %s for metadata of %s", "any" if node is None else node, topics or "all topics")
         try:
             return internals.topic_metadata(self._admin, topics, node)
         except kafka_errors.UnknownBrokerIdError:  # a broker that came after this client

@@ -4,8 +4,10 @@
 """
 
 import contextlib
+import logging
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,13 +20,15 @@ from helpers import settings
 from helpers.errors import LabError
 from helpers.kafka.cache import Jar, aot_cache, cache_folder, is_ready, jar_list, jars_folder, missing, storage_template
 
+log = logging.getLogger(__name__)
+
 
 def prepare(train) -> None:
-    """Make the cache ready for brokers: jars, formatted storage, AOT cache; one progress bar if there is much to do.
+    """Make the cache ready for brokers: jars, formatted storage, AOT cache; with a progress bar.
 
     Args:
         train: called without arguments when the AOT cache or the storage template is missing; makes both (see
-        `broker.train`).
+        `embedded.train`).
 
     Raises:
         LabError: no network, a wrong hash, a full disk, a folder that cannot be written.
@@ -35,14 +39,12 @@ def prepare(train) -> None:
         if is_ready():  # another process filled it meanwhile
             return
         lacking = missing(jar_list("kafka_jars.txt"))
-        total = sum(jar.size for jar in lacking)
-        # The AOT cache takes as long as some 60 MB of download; it is counted as such.
-        training = 60_000_000
-        with _bar("Getting Apache Kafka ready (once)", total + training) as bar:
+        with _bar("Getting Apache Kafka ready (once)", lacking) as bar:
             _fetch(lacking, bar)
             if not (aot_cache().exists() and storage_template().exists()):
-                bar.set_description("Making Java's AOT cache (once)")
-                _while_ticking(train, bar, training)
+                log.debug("making the storage template and Java's AOT cache")
+                with _counting_seconds(bar, "Making Java's AOT cache (once, some 15 s)"):
+                    train()
 
 
 def prepare_jars(name: str) -> list[Path]:
@@ -55,7 +57,7 @@ def prepare_jars(name: str) -> list[Path]:
     if missing(wanted):
         with _clear_errors(), _locked():
             lacking = missing(wanted)
-            with _bar("Fetching jars (once)", sum(jar.size for jar in lacking)) as bar:
+            with _bar("Fetching jars (once)", lacking) as bar:
                 _fetch(lacking, bar)
     return [jars_folder() / jar.path for jar in wanted]
 
@@ -79,6 +81,7 @@ def _fetch(jars: list[Jar], bar: tqdm) -> None:
     )
 
     def fetch_one(jar: Jar) -> None:
+        log.debug("fetching %s, %d bytes", jar.path, jar.size)
         # What is there under this name is damaged, else it would not be fetched.
         (jars_folder() / jar.path).unlink(missing_ok=True)
         fetcher.fetch(jar.path, downloader=pooch.HTTPDownloader(timeout=30, progressbar=_Share(bar)))
@@ -115,9 +118,16 @@ class _Share:
 
 
 @contextlib.contextmanager
-def _bar(description: str, total: int):
-    """A progress bar; in a notebook it goes away at the end, so that the cell stores the same output as without it."""
+def _bar(description: str, jars: list[Jar]):
+    """Give a progress bar for the bytes of these jars; where there is no terminal, say what is done in one line.
+
+    In a notebook it goes away at the end, so that the cell stores the same output as without it.
+    """
     in_notebook = "ipykernel" in sys.modules
+    shown = in_notebook or sys.stderr.isatty()
+    total = sum(jar.size for jar in jars)
+    if not shown:
+        print(f"{description}: {total / 1e6:.0f} MB to fetch …", file=sys.stderr)
     bar = tqdm(
         total=total,
         desc=description,
@@ -126,6 +136,7 @@ def _bar(description: str, total: int):
         leave=False,
         file=sys.stdout if in_notebook else sys.stderr,  # JupyterLab shows stderr in red
         mininterval=0.2,
+        disable=not shown,
     )
     try:
         with bar:
@@ -137,20 +148,26 @@ def _bar(description: str, total: int):
             clear_output()
 
 
-def _while_ticking(work, bar: tqdm, amount: int) -> None:
-    """Run `work` while the bar moves on towards `amount`, an eighth of what is left each second."""
+@contextlib.contextmanager
+def _counting_seconds(bar: tqdm, description: str):
+    """Let the bar say what is being done and for how long, where nothing tells how much of it is done."""
+    if bar.disable:
+        yield
+        return
+    bar.set_description_str(description, refresh=False)
+    bar.bar_format = "{desc} … {elapsed}"
+    bar.start_t = time.time()
     done = threading.Event()
 
     def tick():
-        left = amount
         while not done.wait(1):
-            bar.update(left // 8)
-            left -= left // 8
+            bar.refresh()
 
+    bar.refresh()
     ticker = threading.Thread(target=tick, daemon=True)
     ticker.start()
     try:
-        work()
+        yield
     finally:
         done.set()
         ticker.join()
@@ -174,9 +191,8 @@ def _clear_errors():
         raise
     except requests.RequestException as error:
         raise LabError(
-            f"Kafka's jars could not be fetched from {mirror()} ({_reason(error)}): check the network, set "
-            f"HTTPS_PROXY and "
-            "REQUESTS_CA_BUNDLE where your network needs them, or COURSE_MAVEN_MIRROR to a mirror; then try again."
+            f"Kafka's jars could not be fetched from {mirror()} ({_reason(error)}): check the network, set HTTPS_PROXY "
+            "and REQUESTS_CA_BUNDLE where your network needs them, or COURSE_MAVEN_MIRROR to a mirror; then try again."
         ) from error
     except ValueError as error:
         if "hash" not in str(error):
@@ -184,19 +200,17 @@ def _clear_errors():
         name = str(error).split("(")[1].split(")")[0] if "(" in str(error) else "a jar"
         raise LabError(
             f"What came from {mirror()} as {name} is not the file that this course was tested with (its sha256 "
-            f"differs), so it was "
-            "not kept: try again, or check the mirror."
+            "differs), so it was not kept: try again, or check the mirror."
         ) from error
     except Timeout as error:
         raise LabError(
             f"Another process has been filling {cache_folder()} for five minutes: let it end or stop it, then try "
-            f"again."
+            "again."
         ) from error
     except OSError as error:
         raise LabError(
             f"The cache folder {cache_folder()} cannot be filled ({error.strerror or error}): free 200 MB there or "
-            f"make it writable, "
-            "or set COURSE_CACHE_DIR to another folder."
+            "make it writable, or set COURSE_CACHE_DIR to another folder."
         ) from error
 
 

@@ -1,10 +1,4 @@
-"""`Play`: the panel itself, its buttons, its two threads, its picture; what it plays with is in the modules beside it.
-
-A panel is the last value of a cell. With a person
-before the notebook a panel appears; its brokers start with its button Start, are its own, and end with Stop, with the
-kernel, or when nobody has clicked for a quarter of an hour. Without one (nbval, papermill) the cell shows a text that
-says what the panel is, starts nothing, and goes on.
-"""
+"""`Play`: the panel itself, its buttons, its two threads, its picture; the modules beside it say what is played."""
 
 import contextlib
 import html

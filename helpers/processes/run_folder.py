@@ -8,6 +8,7 @@ import atexit
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import shutil
 import signal
@@ -22,6 +23,8 @@ import psutil
 
 from helpers import settings
 from helpers.errors import LabError
+
+log_calls = logging.getLogger(__name__)
 
 YOUNG = 60  # seconds in which a folder without a lock belongs to a watchdog that is just starting
 
@@ -95,6 +98,7 @@ class Processes:
             ending: a signal upon which it tidies up and ends; the watchdog sends it before it kills.
         """
         argv = [str(word) for word in argv]
+        log_calls.debug("starting %s in %s", argv[0], self.folder)
         return self._ask(
             "start", argv=argv, log=str(log), env=env, cwd=str(self.folder), user=user, group=group, ending=ending
         )
@@ -186,8 +190,7 @@ def sweep() -> list[Path]:
     """Remove what is left of runs whose watchdog was itself killed: their processes, then their folders.
 
     A run is over when nobody holds its lock. Its processes are found by the folder in their command line, not by a
-    stored
-    process id, which may belong to somebody else by now. Returns the folders removed.
+    stored process id, which may belong to somebody else by now. Returns the folders removed.
     """
     dead = [folder for folder in base_folder().glob("run-*") if _is_dead(folder)]
     if dead:

@@ -9,8 +9,8 @@
     worker.wait()              # 'killed at "sent"'
 
 A worker is a fresh Python interpreter, not a fork: the notebook's threads, connections and JVM are not in it. The
-function travels by
-cloudpickle, with what it refers to in the notebook; hand it names and `cluster.connection`, not live clients.
+function travels by cloudpickle, with what it refers to in the notebook; hand it names and `cluster.connection`, not
+live clients.
 """
 
 import contextlib

@@ -396,9 +396,8 @@ def test_in_a_notebook(tmp_path):
         manager.interrupt_kernel()
 
     try:
-        run(
-            "import sys\nfrom pathlib import Path\nfrom test_questions import deadline, question\nq1 = question(deadline=1)"
-        )
+        run("import sys\nfrom pathlib import Path\nfrom test_questions import deadline, question")
+        run("q1 = question(deadline=1)")
         run("deadline.slowness = lambda: 1.0")
         assert "not started" in run("q1.check()")["execute_result"]["data"]["text/plain"]
         run("def double(number):\n    while True:\n        try: sys.stderr.write('x')\n        except: pass")

@@ -389,7 +389,8 @@ def test_a_film_needs_a_moment():
 
 
 FILM = """
-from helpers.pictures import *
+from helpers.pictures import Film, log_view
+from helpers.pictures.log import Cell, Lane, Log
 film = Film("Two moments", [(name, log_view(Log("t", (Lane(0, (Cell(0, name),)),)), "")) for name in ("one", "two")])
 """
 
