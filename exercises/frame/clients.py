@@ -50,7 +50,12 @@ class Clients:
         """Close them, in a thread: one that hangs (an interrupt may leave a lock held) must not hang the check."""
         kept = {id(value) for value in self._keep.values()}
         made, self._made = [client for client in self._made if id(client) not in kept], []
-        closer = threading.Thread(target=lambda: [_close(client) for client in reversed(made)], daemon=True)
+
+        def close_all():
+            for client in reversed(made):
+                _close(client)
+
+        closer = threading.Thread(target=close_all, daemon=True)
         closer.start()
         closer.join(5)
 

@@ -8,6 +8,7 @@ from kafka import KafkaConsumer, KafkaProducer
 
 from exercises.frame.outcome import NoJudgement, Wrong
 from exercises.frame.words import describe, explain_type, name_type
+from helpers.kafka.cluster import Cluster
 from helpers.kafka.reading import read_topic
 
 
@@ -24,7 +25,7 @@ class Lab:
         self.afterwards = afterwards
 
     @property
-    def cluster(self):
+    def cluster(self) -> Cluster:
         """The notebook's running cluster, or the question's own one."""
         if self._own_cluster:
             cluster, what, remedy = self._own_cluster, "the cluster of this check", "Check again."

@@ -117,7 +117,7 @@ def table(lessons: dict[str, list[str]], tallies: dict[tuple[str, str], Tally]) 
         lessons: the names of each lesson's questions, by the name of the lesson's notebook ("01_producer_consumer").
         tallies: as `read` gives them.
     """
-    rows = []
+    rows: list[tuple] = []
     for name, questions in lessons.items():
         found = [tallies.get((f"lesson_{name[:2]}", question), Tally()) for question in questions]
         marks = "  ".join(f"{q} {_word(tally)}" for q, tally in zip(questions, found, strict=True))

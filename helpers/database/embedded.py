@@ -125,7 +125,7 @@ class EmbeddedDatabase(Database, kind="embedded"):
         import psycopg
 
         where = {"host": str(self._folder), "port": PORT, "user": USER, "dbname": USER, "options": ""}
-        return psycopg.connect(**where, autocommit=True, connect_timeout=timeout)
+        return psycopg.connect(**where, autocommit=True, connect_timeout=timeout)  # type: ignore[arg-type]
 
     def _unreachable(self, reason: str) -> LabError:
         if self.alive():
@@ -197,7 +197,7 @@ def _is_dead(process: psutil.Process) -> bool:
 def prepare() -> None:
     """Make the template of the data folder now, if the cache lacks it; `Database` does so by itself."""
     if not _template().is_dir():
-        EmbeddedDatabase("preparing").stop()
+        EmbeddedDatabase("preparing").stop()  # type: ignore[arg-type]
 
 
 def _template() -> Path:
@@ -336,7 +336,7 @@ def _initdb(folder: Path, programs: Path, account: pwd.struct_passwd | None) -> 
 
 def _run(account: pwd.struct_passwd | None, command: list, text: str = "") -> None:
     """Run one of PostgreSQL's programs to its end, with `text` on its stdin."""
-    identity = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []} if account else {}
+    identity: dict = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []} if account else {}
     program = Path(command[0]).name
     try:
         done = subprocess.run(

@@ -114,7 +114,7 @@ class Cluster:
         for group in self._groups_with_offsets(real):
             self._delete_group(group)
         self._delete_topics([real])
-        options = {"num_partitions": partitions, "replication_factor": self._replication(replication)}
+        options: dict = {"num_partitions": partitions, "replication_factor": self._replication(replication)}
         options["configs"] = {key: str(value) for key, value in (config or {}).items()}
 
         def create():
@@ -248,7 +248,7 @@ class Cluster:
     _admin_client: KafkaAdminClient | None = None
     _bootstrap_timeout_ms = 20_000
 
-    def _begin(self, key: int | None) -> None:
+    def _begin(self, key: object) -> None:
         """Stop an earlier cluster of the same call, and be the one that runs from here on."""
         if earlier := _running.get(key):
             earlier.stop()

@@ -5,6 +5,8 @@ import time
 
 from kafka import KafkaConsumer, TopicPartition
 
+from helpers.kafka.cluster import Cluster
+
 
 def take(consumer: KafkaConsumer, n: int, timeout: float = 10) -> list:
     """Read exactly `n` records with a consumer, no more, so that its position stands right behind them.
@@ -27,7 +29,7 @@ def take(consumer: KafkaConsumer, n: int, timeout: float = 10) -> list:
         if left <= 0:
             came = ", ".join(f"{r.topic}-{r.partition}@{r.offset}" for r in records) or "none"
             error = TimeoutError(f"Waited {timeout:g} s for {n} records; {len(records)} came: {came}.")
-            error.records = records
+            error.records = records  # type: ignore[attr-defined]
             raise error
         # One long poll, not many short ones: kafka-python 3.0.12 joins a group twice, and a poll that ends in between
         # can lose the assignment for good.
@@ -37,7 +39,7 @@ def take(consumer: KafkaConsumer, n: int, timeout: float = 10) -> list:
 
 
 def read_topic(
-    cluster, topic: str, isolation_level: str = "read_committed", timeout: float = 30, **deserializers
+    cluster: Cluster | dict, topic: str, isolation_level: str = "read_committed", timeout: float = 30, **deserializers
 ) -> list:
     """All records of a topic, from its beginning up to the end offsets as they are at the call.
 

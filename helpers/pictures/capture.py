@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kafka import KafkaAdminClient, TopicPartition
 from kafka.admin import OffsetSpec
@@ -21,6 +21,9 @@ from helpers import internals
 from helpers.internals import ConsumerRecord, MemoryRecords
 
 from .log import Cell, Lane, Log, Mark
+
+if TYPE_CHECKING:
+    from helpers.kafka.cluster import Cluster
 
 LONGEST = 60  # letters of a label
 
@@ -44,7 +47,7 @@ class _Partition(NamedTuple):
 
 
 def capture_log(
-    cluster: Any,
+    cluster: Cluster,
     topic: str,
     groups: str | Iterable[str] = (),
     positions: Mapping[str, Any] | None = None,
@@ -89,7 +92,7 @@ def capture_log(
     return Log(cluster.plain(topic), tuple(lanes))
 
 
-def batch_sizes(cluster: Any, topic: str, timeout: float = 15) -> dict[int, list[int]]:
+def batch_sizes(cluster: Cluster, topic: str, timeout: float = 15) -> dict[int, list[int]]:
     """How many records each batch on a topic's log holds, in order, by partition; transaction markers left out.
 
     Args:
@@ -110,7 +113,7 @@ def batch_sizes(cluster: Any, topic: str, timeout: float = 15) -> dict[int, list
 # What the brokers have
 
 
-def _ask_patiently(cluster: Any, topic: str, ask: Callable[[KafkaAdminClient], Any], timeout: float) -> Any:
+def _ask_patiently(cluster: Cluster, topic: str, ask: Callable[[KafkaAdminClient], Any], timeout: float) -> Any:
     """What `ask` gets from the brokers, in as many tries as it takes until the deadline."""
     deadline = time.monotonic() + timeout
     while True:
@@ -128,7 +131,7 @@ def _ask_patiently(cluster: Any, topic: str, ask: Callable[[KafkaAdminClient], A
             time.sleep(0.1)
 
 
-def admin_of(cluster: Any) -> KafkaAdminClient:
+def admin_of(cluster: Cluster) -> KafkaAdminClient:
     """An admin client for a try. It asks any broker, so where brokers may be paused it waits for none long."""
     if not cluster.embedded:
         return KafkaAdminClient(**cluster.connection)

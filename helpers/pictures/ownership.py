@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import sqrt
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kafka import ConsumerRebalanceListener
 
@@ -77,7 +77,7 @@ class OwnershipRecorder:
     their number or their list.
     """
 
-    def __init__(self, topic: str, partitions: int | Iterable[int], cluster: Any = None) -> None:
+    def __init__(self, topic: str, partitions: int | Iterable[int], cluster: Cluster | None = None) -> None:
         self.topic = topic
         self.partitions = tuple(range(partitions) if isinstance(partitions, int) else partitions)
         self._cluster = cluster
@@ -136,7 +136,7 @@ class OwnershipRecorder:
                     self._changed.wait(0.05)
 
     @contextmanager
-    def watch(self, cluster: Any, group: str, names: Callable[[str], str] = str) -> Iterator[None]:
+    def watch(self, cluster: Cluster, group: str, names: Callable[[str], str] = str) -> Iterator[None]:
         """Record what the group's coordinator says, for members in other processes or other languages.
 
         Members are named by their `client_id`, or by what `names` makes of it. While the group rebalances nobody
@@ -276,6 +276,9 @@ def _twin_of_last(model: Ownership) -> list[str]:
 
 
 # The drawing
+
+if TYPE_CHECKING:
+    from helpers.kafka.cluster import Cluster
 
 ROW = 30.0  # pixels of an owner's row in a lane
 

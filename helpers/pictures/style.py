@@ -47,7 +47,7 @@ NEUTRAL = Colour("#8793a0", "#e3e7eb")
 
 def tint(colour: str, share: float = 0.2) -> str:
     """The colour mixed with white, `share` of it left."""
-    return to_hex([1 - share * (1 - part) for part in to_rgb(colour)])
+    return to_hex([1 - share * (1 - part) for part in to_rgb(colour)])  # type: ignore[arg-type]
 
 
 class Colours:
@@ -155,7 +155,7 @@ class Sheet:
     def __init__(self, width: float) -> None:
         self.width = ceil(width)
         self.y = PAD - 2
-        self.figure = Figure(dpi=DPI, layout="none")
+        self.figure = Figure(dpi=DPI, layout="none")  # type: ignore[arg-type]
         self.canvas = FigureCanvasAgg(self.figure)
         self.figure.patch.set_visible(False)
         self._axes = self.figure.add_axes((0, 0, 1, 1), frameon=False, xticks=(), yticks=())
@@ -263,7 +263,7 @@ class Sheet:
                 ys,
                 color=colour,
                 linewidth=width * PIXEL,
-                linestyle=style,
+                linestyle=style,  # type: ignore[arg-type]
                 marker="",
                 zorder=layer,
                 solid_capstyle="round",

@@ -96,7 +96,7 @@ def _plan(models: Sequence[Talk], least: float) -> _Plan:
 
 def _shown(talk: Talk) -> list[Message | int]:
     """The messages; of too many the middle ones as their number."""
-    some = list(talk.messages)
+    some: list[Message | int] = [*talk.messages]
     return some if len(some) <= MOST else [*some[: MOST // 2], len(some) - MOST, *some[-MOST // 2 :]]
 
 

@@ -28,7 +28,8 @@ class Brokers(Play):
 
     def begin(self) -> None:
         self.topic = self.cluster.topic("orders", config={"min.insync.replicas": 2})
-        self.number, self.away, self.producer = 0, None, self._new_producer()
+        self.number, self.producer = 0, self._new_producer()
+        self.away: tuple[int, str] | None = None  # the broker that is away, and how
 
     def _new_producer(self):
         return KafkaProducer(

@@ -25,7 +25,8 @@ class Transaction(Play):
 
     def begin(self) -> None:
         self.topic, self.id = self.cluster.topic("orders"), self.cluster.transactional_id("payer")
-        self.number, self.producer = 0, None
+        self.number = 0
+        self.producer: KafkaProducer | None = None
         self._new_producer()
 
     def _new_producer(self) -> None:

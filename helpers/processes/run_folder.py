@@ -182,8 +182,8 @@ def _no_interrupt():
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        for number in held:
-            signal.raise_signal(number)
+        for held_back in held:
+            signal.raise_signal(held_back)
 
 
 def sweep() -> list[Path]:

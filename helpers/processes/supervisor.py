@@ -23,6 +23,7 @@ import time
 
 FOLDER = ""
 OWNER = 0
+KEEP = ""  # a folder that gets the logs at the end
 children: dict[int, subprocess.Popen] = {}
 endings: dict[int, int] = {}  # children that tidy up by themselves when they get this signal, in well under a second
 stopped: set[int] = set()  # children that are paused

@@ -172,7 +172,7 @@ class _Takes(type):
         if not callable(candidate):
             return False
         try:
-            return _binds(candidate, cls.count)
+            return _binds(candidate, cls.count)  # type: ignore[attr-defined]
         except ValueError:  # a builtin that does not tell: `dict`, as an initializer
             return True
 
@@ -232,7 +232,7 @@ def _plain(function, counts: tuple[int, ...]):
         count = counts[0]
     plain = {1: lambda a: function(a), 2: lambda a, b: function(a, b), 3: lambda a, b, c: function(a, b, c)}.get(count)
     if plain:
-        plain.__name__, plain.__wrapped__ = getattr(function, "__name__", repr(function)), function
+        plain.__name__, plain.__wrapped__ = getattr(function, "__name__", repr(function)), function  # type: ignore[attr-defined]
     return plain or function
 
 
