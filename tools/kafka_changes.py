@@ -19,9 +19,9 @@ import click
 import requests
 
 from helpers.kafka.cache import KAFKA_VERSION
+from helpers.paths import COURSE
 from tools.make_jar_lists import SLF4J_SIMPLE, copy_jars, newest
 
-ROOT = Path(__file__).parents[1]
 ARTIFACTS = ("kafka_2.13", "kafka-streams", "connect-runtime")
 
 
@@ -67,7 +67,7 @@ def answers(version: str, folder: Path) -> dict:
     click.echo(f"Kafka {version}: asking it, with a broker and its clients …", err=True)
     target = folder / "answers.json"
     command = [sys.executable, "-m", "tools.kafka_answers", str(folder), str(target)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=COURSE, capture_output=True, text=True, timeout=300)
     if done.returncode:
         last = done.stderr.strip().splitlines()[-1:]
         raise click.ClickException(f"Kafka {version} could not be asked everything: {''.join(last)}")
