@@ -7,7 +7,7 @@ from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 
 from exercises.frame.outcome import Wrong
 from exercises.frame.question import Question
-from helpers import Worker, point, read_topic
+from helpers import Worker, internals, point, read_topic
 from helpers.pictures import capture_log, log_view
 
 ORDERS = [b"order %d" % number for number in range(1, 7)]
@@ -124,7 +124,7 @@ def _judge_place(lab, place):
             "False: neither is committed",
             "The caller cannot tell a refused order from one that was placed.",
         )
-    state = first._transaction_manager.is_completing() or first._transaction_manager.has_error()
+    state = internals.has_open_transaction(first)
     if state:
         raise Wrong(
             "`place` has returned False, and its transaction is still open",
