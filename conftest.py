@@ -1,12 +1,19 @@
 """What a test run prepares, and how many processes it takes."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
 
 QUICK = Path(__file__).parent / "tests" / "quick"  # needs neither broker nor database
 MOST_PROCESSES = 4  # each may run three brokers
+
+
+def pytest_configure() -> None:
+    """Refuse to run where asserts mean nothing: every test would pass."""
+    if sys.flags.optimize:
+        raise pytest.UsageError("The tests need Python's asserts: unset PYTHONOPTIMIZE, and start Python without -O.")
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:

@@ -195,12 +195,29 @@ def check_packages(requirements: Path | None = None) -> Finding:
             continue
         if not wanted.specifier.contains(installed, prereleases=True):
             other.append(f"{wanted.name} {installed} (wanted {wanted.specifier})")
+    if elsewhere := installed_elsewhere():
+        return Finding(
+            "bad",
+            f"kernels would import the course from {elsewhere}, not from {paths.COURSE}",
+            "The folder was moved, or this Python serves another copy: pip install --no-deps -e . (in this folder)",
+        )
     advice = "Install what the course was tested with: pip install -r requirements.txt"
     if lacking:
         return Finding("bad", f"not installed: {_some(lacking)}", advice)
     if other:
         return Finding("warning", f"other versions than tested: {_some(other)}", advice)
     return Finding("ok", f"all {pinned} as in requirements.txt")
+
+
+def installed_elsewhere() -> str:
+    """Return where a program in another folder would import `helpers` from, if not from here; or "nowhere"."""
+    code = "import importlib.util as u; s = u.find_spec('helpers'); print(s.origin if s else 'nowhere')"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], capture_output=True, text=True, cwd=tempfile.gettempdir(), env=environment
+    )
+    found = done.stdout.strip() or "nowhere"
+    return "" if Path(found).resolve() == paths.COURSE / "helpers" / "__init__.py" else found
 
 
 def _some(names: list[str]) -> str:
@@ -294,9 +311,13 @@ class _Trial:
 
     def java(self) -> Finding:
         """Java of the wheel runs."""
+        from helpers.kafka.broker import java_environment
+
         java = cache.java()
         try:
-            done = subprocess.run([java, "-version"], capture_output=True, text=True, timeout=60)
+            done = subprocess.run(
+                [java, "-version"], capture_output=True, text=True, timeout=60, env=java_environment()
+            )
             answer = (done.stderr or done.stdout).strip()
         except (OSError, subprocess.TimeoutExpired) as error:
             done, answer = None, str(error)

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from course.lab.copies import copy_lessons
-from helpers import settings
+from helpers import paths, settings
 from helpers.errors import LabError
 
 
@@ -80,6 +80,8 @@ def environment(folder: Path) -> dict[str, str]:
     """The environment of JupyterLab and its kernels.
 
     A kernel named python3 that somebody has installed in their home would come before the one of this Python, and not
-    find `helpers`. The folder is where progress is kept.
+    find `helpers`. Kernels find this copy of the course first, whichever one is installed, or if it was moved since.
+    The folder is where progress is kept.
     """
-    return dict(os.environ, JUPYTER_PREFER_ENV_PATH="1", COURSE_WORK_DIR=str(folder))
+    places = os.pathsep.join([str(paths.COURSE), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return dict(os.environ, JUPYTER_PREFER_ENV_PATH="1", COURSE_WORK_DIR=str(folder), PYTHONPATH=places)

@@ -20,8 +20,9 @@ from urllib.parse import urlencode
 
 import psutil
 
+from helpers import settings
 from helpers.database import schemas
-from helpers.database.database import Database, _running
+from helpers.database.database import Database, _running, reason_of
 from helpers.errors import LabError
 from helpers.kafka import cache
 from helpers.processes.run_folder import Processes, base_folder, tail
@@ -31,6 +32,18 @@ USER = "course"  # the embedded server's one role, and its one database
 ROOM = 100_000_000  # bytes that must be free on the disk
 PORT = "5432"  # a part of the socket's name; nothing listens on a network
 SOCKET = f".s.PGSQL.{PORT}"
+# What a workplace's libpq variables (PGHOSTADDR, PGREQUIREAUTH …) would change in a connection to our own server. What
+# a connection says itself counts more than a variable ("Connection Parameters" in PostgreSQL's manual).
+PLAIN = {
+    "channel_binding": "disable",
+    "target_session_attrs": "any",
+    "sslmode": "disable",
+    "gssencmode": "disable",
+    "sslnegotiation": "postgres",
+    "load_balance_hosts": "disable",
+}
+# These cannot be overridden in a URL: they are taken out of the environment.
+HIDDEN = ("PGSERVICE", "PGSERVICEFILE", "PGHOSTADDR", "PGREQUIREAUTH", "PGREQUIREPEER")
 LONGEST_SOCKET = 103  # bytes; sockaddr_un holds 104 on macOS and 108 on Linux, with a zero at the end
 
 
@@ -42,6 +55,9 @@ class EmbeddedDatabase(Database, kind="embedded"):
 
     def __init__(self, embedded: bool = False):
         self._begin(embedded)
+        if not settings.value("COURSE_DATABASE_URL"):  # else they may belong to that server
+            for name in HIDDEN:
+                os.environ.pop(name, None)
         self._processes: Processes | None = None
         self._pid: int | None = None
         try:
@@ -98,34 +114,43 @@ class EmbeddedDatabase(Database, kind="embedded"):
         )
         import psycopg
 
+        last: list[Exception] = []  # what the client met last
+
         def answers():
             if (status := self._processes.exit_status(self._pid)) is not None:
                 raise LabError(
                     f"PostgreSQL ended by itself (exit status {status}); the last lines of its log:\n{tail(self._log)}"
                 )
-            with self._connect():
-                return True
+            try:
+                with self._connect():
+                    return True
+            except psycopg.OperationalError as error:
+                last[:] = [error]
+                raise
 
         try:
             wait_until(answers, "PostgreSQL to answer", timeout=60, retry=(psycopg.OperationalError,))
         except TimeoutError as error:
             raise LabError(
-                f"PostgreSQL did not answer within a minute; the last lines of its log:\n{tail(self._log)}"
+                f"PostgreSQL did not answer within a minute ({reason_of(last[0]) if last else 'it was not ready'}); "
+                f"the last lines of its log:\n{tail(self._log)}"
             ) from error
         _let_go_of_shared_memory(self._folder / "postmaster.pid")
 
     def _url_of(self, schema: str) -> str:
         # All that a variable like PGPORT or PGOPTIONS could change is said here.
-        query = urlencode(
-            {"host": self._folder, "port": PORT, "application_name": schema, "options": schemas.options(schema)}
-        )
-        return f"postgresql+psycopg://{USER}@/{USER}?{query}"
+        where = {"host": self._folder, "port": PORT, "application_name": schema, "options": schemas.options(schema)}
+        return f"postgresql+psycopg://{USER}@/{USER}?{urlencode(where | PLAIN)}"
 
     def _connect(self, timeout: int = 10):
         import psycopg
 
-        where = {"host": str(self._folder), "port": PORT, "user": USER, "dbname": USER, "options": ""}
-        return psycopg.connect(**where, autocommit=True, connect_timeout=timeout)  # type: ignore[arg-type]
+        where = {"host": str(self._folder), "port": PORT, "user": USER, "dbname": USER, "options": ""} | PLAIN
+        hidden = {name: os.environ.pop(name) for name in HIDDEN if name in os.environ}
+        try:
+            return psycopg.connect(**where, autocommit=True, connect_timeout=timeout)  # type: ignore[arg-type]
+        finally:
+            os.environ.update(hidden)
 
     def _unreachable(self, reason: str) -> LabError:
         if self.alive():

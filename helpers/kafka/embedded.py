@@ -329,7 +329,9 @@ def own_cluster(brokers: int, purpose: str = "check"):
 
 def prepare_cache() -> None:
     """Fill the cache if it lacks something; on a whole cache none of the libraries that fetch is even imported."""
-    if not cache.is_ready():
+    if cache.is_ready():
+        cache.mark_used()
+    else:
         from helpers.kafka.download import prepare
 
         prepare(train)
@@ -343,6 +345,7 @@ def train() -> None:
     target = cache.aot_cache()
     if target.exists():
         return
+    cache.drop_unused()
     part = target.with_suffix(f".{os.getpid()}.part")
     trainee = EmbeddedCluster.__new__(EmbeddedCluster)
     trainee._begin("training")

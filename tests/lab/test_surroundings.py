@@ -1,0 +1,123 @@
+"""What a workplace may have set, and what must not matter: variables, letters in paths, moved folders."""
+
+import os
+import subprocess
+import sys
+import time
+
+import psycopg
+import pytest
+from sqlalchemy.engine import make_url
+
+from course import doctor
+from course.lab import jupyter
+from helpers import Database
+from helpers.database import embedded
+from helpers.kafka import broker, cache
+from helpers.paths import COURSE
+
+LIBPQ = {
+    "PGHOSTADDR": "127.0.0.1", "PGREQUIREAUTH": "scram-sha-256", "PGCHANNELBINDING": "require",
+    "PGTARGETSESSIONATTRS": "read-only", "PGGSSENCMODE": "require", "PGREQUIREPEER": "somebody",
+    "PGSSLNEGOTIATION": "direct", "PGSSLMODE": "verify-full", "PGOPTIONS": "-csearch_path=x", "PGUSER": "x",
+    "PGPASSWORD": "x", "PGPORT": "1", "PGDATABASE": "x", "PGAPPNAME": "x", "PGLOADBALANCEHOSTS": "random",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def server():
+    with Database(embedded=True) as server:
+        yield server
+
+
+@pytest.mark.parametrize("name", LIBPQ)
+def test_libpqs_variables_do_not_reach_the_embedded_database(server, monkeypatch, name):
+    monkeypatch.setenv(name, LIBPQ[name])
+    with server._connect(5) as session:
+        assert session.execute("select 1").fetchone() == (1,)
+    if name in embedded.HIDDEN:  # an engine of the lesson's could not override them: they go with the start
+        with Database(embedded=True):
+            assert name not in os.environ
+    url = make_url(server.url)
+    where = {**url.query, "user": url.username, "dbname": url.database}
+    with psycopg.connect(**where) as session:
+        assert session.execute("show search_path").fetchone() == ("public",)
+
+
+def test_a_service_of_the_workplace_does_not_reach_it_either(monkeypatch):
+    monkeypatch.setenv("PGSERVICE", "work")
+    with Database(embedded=True) as one, one._connect(5) as session:
+        assert session.execute("select 1").fetchone() == (1,)
+        assert "PGSERVICE" not in os.environ, "an engine of the lesson's would look for it"
+
+
+@pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
+def test_a_temp_folder_with_any_letter(tmp_path, locale):
+    temp = tmp_path / "tü 日本 \\back"
+    temp.mkdir()
+    code = "from helpers import Cluster\nwith Cluster(brokers=1) as one:\n    one.topic('t')\nprint('works')"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"TMPDIR": str(temp), "LC_ALL": locale},
+    )
+    assert done.stdout == "works\n", done.stderr
+
+
+def test_a_properties_file_in_latin_1_holds_every_letter():
+    assert broker.escape("/tmp/tü/日/😀") == "/tmp/t\\u00fc/\\u65e5/\\ud83d\\ude00"
+    assert broker.escape("a\\b=c:1") == "a\\u005cb=c:1"
+
+
+def test_the_courses_own_flag_is_no_lack_of_memory():
+    assert not broker.NO_MEMORY.search("-XX:+ExitOnOutOfMemoryError")
+    assert broker.NO_MEMORY.search("java.lang.OutOfMemoryError: Java heap space")
+
+
+def test_flags_of_a_workplace_do_not_reach_java(monkeypatch):
+    monkeypatch.setenv("JAVA_TOOL_OPTIONS", "-javaagent:/opt/agent/missing.jar")
+    assert doctor._Trial().java().mark == "ok"
+
+
+@pytest.mark.parametrize("way", [["-c", "import helpers"], ["-m", "helpers", "run"], ["-m", "pytest", "--version"]])
+def test_python_without_asserts_is_refused(way):
+    if way[1] == "pytest":
+        way = ["-m", "pytest", str(COURSE / "tests" / "quick" / "test_setups.py"), "-n", "0"]
+    done = subprocess.run(
+        [sys.executable, *way], capture_output=True, text=True, cwd=COURSE, env=os.environ | {"PYTHONOPTIMIZE": "1"}
+    )
+    assert done.returncode and "unset PYTHONOPTIMIZE" in done.stdout + done.stderr
+    assert way[1] != "helpers" or "Traceback" not in done.stderr
+
+
+def test_another_environments_aot_cache_is_left_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(cache, "jar_list", lambda name: [])
+    other = tmp_path / "kafka-4.4.0-0123456789abcdef.aot"
+    other.touch()
+    cache.aot_cache().touch()
+    assert cache.repair() and other.exists() and not cache.aot_cache().exists()
+
+
+def test_aot_caches_that_nobody_uses_go_after_a_month(tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "cache_folder", lambda: tmp_path)
+    old, young = tmp_path / "old.aot", tmp_path / "young.aot"
+    for path, days in ((old, 31), (young, 29)):
+        path.touch()
+        os.utime(path, (0, time.time() - days * 86400))
+    cache.drop_unused()
+    assert not old.exists() and young.exists()
+
+
+def test_a_folder_that_was_moved_is_told(monkeypatch, tmp_path):
+    assert doctor.installed_elsewhere() == ""
+    monkeypatch.setattr(doctor.paths, "COURSE", tmp_path)
+    (tmp_path / "requirements.txt").write_text("click\n")
+    finding = doctor.check_packages()
+    assert finding.mark == "bad" and "pip install --no-deps -e ." in finding.advice
+
+
+def test_kernels_of_the_lab_find_this_copy_of_the_course(monkeypatch, tmp_path):
+    monkeypatch.setenv("PYTHONPATH", "elsewhere")
+    assert jupyter.environment(tmp_path)["PYTHONPATH"] == f"{COURSE}{os.pathsep}elsewhere"
