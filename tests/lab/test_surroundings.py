@@ -35,20 +35,18 @@ def test_libpqs_variables_do_not_reach_the_embedded_database(server, monkeypatch
     monkeypatch.setenv(name, LIBPQ[name])
     with server._connect(5) as session:
         assert session.execute("select 1").fetchone() == (1,)
-    if name in embedded.HIDDEN:  # an engine of the lesson's could not override them: they go with the start
-        with Database(embedded=True):
-            assert name not in os.environ
-    url = make_url(server.url)
-    where = {**url.query, "user": url.username, "dbname": url.database}
-    with psycopg.connect(**where) as session:
-        assert session.execute("show search_path").fetchone() == ("public",)
+    if name not in embedded.HIDDEN:  # these a URL cannot override
+        url = make_url(server.url)
+        with psycopg.connect(**url.query, user=url.username, dbname=url.database) as session:
+            assert session.execute("show search_path").fetchone() == ("public",)
 
 
-def test_a_service_of_the_workplace_does_not_reach_it_either(monkeypatch):
-    monkeypatch.setenv("PGSERVICE", "work")
-    with Database(embedded=True) as one, one._connect(5) as session:
+def test_what_a_url_cannot_override_is_taken_out_of_the_environment(monkeypatch):
+    for name in embedded.HIDDEN:
+        monkeypatch.setenv(name, "work")
+    with Database() as one, one._connect(5) as session:
         assert session.execute("select 1").fetchone() == (1,)
-        assert "PGSERVICE" not in os.environ, "an engine of the lesson's would look for it"
+        assert not set(embedded.HIDDEN) & set(os.environ), "an engine of the lesson's would look for it"
 
 
 @pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
