@@ -7,13 +7,13 @@ import socket
 import subprocess
 import sys
 import urllib.request
-from pathlib import Path
 
 import psutil
 import pytest
 from click.testing import CliRunner
 
 from course import cli, doctor
+from helpers import paths
 from helpers.errors import LabError
 from helpers.kafka import cache
 from helpers.kafka.cluster import Cluster
@@ -113,7 +113,7 @@ def test_lab_hands_other_options_to_jupyterlab(notebooks, tmp_path, opened):
 
 def test_lab_by_default_uses_the_folder_that_git_ignores():
     (folder,) = (parameter.default for parameter in cli.lab.params if parameter.name == "folder")
-    assert folder == Path(cli.__file__).resolve().parents[2] / "work"
+    assert folder == paths.WORK
     assert "work/" in (folder.parent / ".gitignore").read_text().split()
 
 
