@@ -80,8 +80,9 @@ class Cluster:
         KafkaAdminClient.
 
         With `reconnect_backoff_max_ms=200` (stock 30,000), or a client would notice a restarted broker seconds late.
-        On embedded brokers with their version as `api_version` too; without it, each consumer of kafka-python 3.0.12
-        waits for 100 ms more at its start, between asking for the version and asking about the topic.
+        On embedded brokers with `api_version` too, the newest that kafka-python knows of theirs. Without it, each
+        consumer of kafka-python 3.0.12 waits for 100 ms more at its start, between asking for the version and asking
+        about the topic.
         """
         self._check_running()
         return dict(self._connection)

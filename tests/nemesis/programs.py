@@ -70,9 +70,12 @@ def move(connection, folder, source, target, group, transactional_id, role, star
         tell_where_it_waits()
         try:
             producer.begin_transaction()
-            for record in records:
-                producer.send(target, record.value, partition=record.partition, headers=headers)
+            futures = [
+                producer.send(target, record.value, partition=record.partition, headers=headers) for record in records
+            ]
             producer.flush()
+            for future in futures:
+                future.get(timeout=30)  # the commit would not notice a record that has expired
             offsets = {TopicPartition(r.topic, r.partition): OffsetAndMetadata(r.offset + 1, "", -1) for r in records}
             time.sleep(WORK)
             producer.send_offsets_to_transaction(offsets, membership)
