@@ -773,5 +773,5 @@ def test_the_log_is_in_a_file(capfd):
     LoggerFactory.getLogger("lesson").info("a line for the log")
     jpype.java.lang.System.out.println("printed by Java")
     assert capfd.readouterr() == ("", "")
-    log = Path(topology.java.folder(), "java.log").read_text(errors="replace")
+    log = Path(topology.jvm.folder(), "java.log").read_text(errors="replace")
     assert "a line for the log" in log and "printed by Java" in log
