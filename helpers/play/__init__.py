@@ -11,27 +11,27 @@ from helpers.play.panel import Play
 
 def brokers() -> Play:
     """Lesson 01: send orders to three brokers, kill or pause the leader, bring it back."""
-    from helpers.play.brokers import Brokers
+    from helpers.play.three_brokers import Brokers
 
     return Brokers()
 
 
 def group() -> Play:
     """Lesson 02: send orders to a group of consumers; let members join and leave."""
-    from helpers.play.group import Group
+    from helpers.play.consumer_group import Group
 
     return Group()
 
 
 def keys() -> Play:
     """Lesson 09: send orders by customer, and add partitions under them."""
-    from helpers.play.keys import Keys
+    from helpers.play.keyed_orders import Keys
 
     return Keys()
 
 
 def transaction() -> Play:
     """Lesson 10: begin, send, commit and abort by hand, and see what both kinds of readers read."""
-    from helpers.play.transaction import Transaction
+    from helpers.play.open_transaction import Transaction
 
     return Transaction()

@@ -8,6 +8,7 @@ import pytest
 from jupyter_client.manager import KernelManager
 
 from helpers import play
+from helpers.play import panel as play_panel
 from helpers.waiting import wait_until
 from tests.owners import environment, left_over, processes_of, run_cell
 from tools.lessons import LESSONS, read, tagged
@@ -77,7 +78,7 @@ def test_a_beginning_that_fails_leaves_no_clients(monkeypatch):
         def end(self):
             self.closed = True
 
-    monkeypatch.setattr(play, "own_cluster", lambda count, name: contextlib.nullcontext())
+    monkeypatch.setattr(play_panel, "own_cluster", lambda count, name: contextlib.nullcontext())
     panel = Fails()
     panel.click("Start")
     wait_until(lambda: getattr(panel, "enabled", ()) == ("Start",), "its end", 10, 0.02)
@@ -183,3 +184,10 @@ def test_in_a_kernel_nothing_is_left_of_it(tmp_path):
     finally:
         client.stop_channels()
         manager.shutdown_kernel(now=True)
+
+
+def test_a_panels_cell_can_be_run_again():
+    """A module of the panel's name would take the function's place once it is imported."""
+    for kind in KINDS.values():
+        assert type(kind()) is type(kind())
+    assert {name: getattr(play, function.__name__) for name, function in KINDS.items()} == KINDS
