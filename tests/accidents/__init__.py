@@ -1,0 +1,1 @@
+"""The forms that lessons call mended, under the catalogue of accidents."""
