@@ -250,7 +250,7 @@ class Sagas(RuleBasedStateMachine):
         tables = {"orders": "orders", "inventory": "stock", "payment": "accounts", "orchestrator": "sagas"}
         for name, engine in self.engines.items():
             with engine.begin() as transaction:
-                transaction.execute(text(f"TRUNCATE {tables[name]}, steps, outbox"))
+                transaction.execute(text(f"TRUNCATE {tables[name]}, steps, outbox, cases"))
         with self.engines["inventory"].begin() as transaction:
             transaction.execute(text("INSERT INTO stock VALUES ('cup', 2), ('lamp', 1)"))
         with self.engines["payment"].begin() as transaction:
@@ -344,12 +344,16 @@ class Sagas(RuleBasedStateMachine):
         return self.engines[self.shop.saga[message["step"]].service]
 
     def handle(self, message, commit=True):
-        with self.engine_for(message).connect() as connection:
-            transaction = connection.begin()
-            self.lesson.handle_once(self.shop.saga, connection, message)
-            if commit:
-                transaction.commit()
-            # else: what the database does when a process is gone
+        service = SimpleNamespace(shop=self.shop, engine=self.engine_for(message))
+        if commit:
+            return self.lesson.do_step(service, message, self.handler(message))
+        with service.engine.connect() as connection:
+            connection.begin()
+            self.handler(message)(self.shop.saga, connection, message)
+            # and no commit: what the database does when a process is gone
+
+    def handler(self, message):
+        return self.lesson.handle_once
 
     def relay(self, name, delete=True, overdue=True):
         with self.engines[name].begin() as transaction:
@@ -364,15 +368,10 @@ class Sagas(RuleBasedStateMachine):
 class OrchestratedSagas(Sagas):
     """The same with an orchestrator."""
 
-    def handle(self, message, commit=True):
-        with self.engine_for(message).connect() as connection:
-            transaction = connection.begin()
-            if self.shop.saga[message["step"]].service == "orchestrator":
-                self.lesson.orchestrate(self.shop.saga, connection, message)
-            else:
-                self.lesson.handle_once(self.shop.saga, connection, message, what_follows=self.lesson.report)
-            if commit:
-                transaction.commit()
+    def handler(self, message):
+        if self.shop.saga[message["step"]].service == "orchestrator":
+            return self.lesson.orchestrate
+        return lambda *step: self.lesson.handle_once(*step, what_follows=self.lesson.report)
 
 
 class TextbookSagas(Sagas):
@@ -425,7 +424,7 @@ def run_machine(lesson, machine, saga, settings=FEW):
 def orchestrated(lesson):
     """The orchestrator's plan, with the replies to the step that opens the lesson's lock."""
     return lesson.ORCHESTRATED | {
-        f"SELL_INVENTORY_{end}": lesson.Step("orchestrator", "") for end in ["DONE", "REFUSED"]
+        f"SELL_INVENTORY_{end}": lesson.Step("orchestrator", "") for end in ["DONE", "REFUSED", "FAILED"]
     }
 
 
