@@ -173,13 +173,15 @@ class _Held:
 
     def __init__(self, engine, statement: str):
         self._engine, self._holder = engine, engine.connect()
+        self._releasing = threading.Lock()
         self._holder.execute(text(statement))
 
     def __call__(self) -> list:
         return _waiting(self._engine)
 
     def release(self) -> None:
-        self._holder.close()
+        with self._releasing:  # two threads may want it: a connection that both close breaks the check
+            self._holder.close()
 
     def __enter__(self):
         return self
