@@ -26,7 +26,7 @@ def lost_write(cluster: Cluster, folder: Path, wrong: bool) -> list[dict]:
     leader, followers = cluster.leader(topic), cluster.followers(topic)
     for follower in followers:
         cluster.pause(follower)
-    time.sleep(0.5)  # longer than replica.fetch.wait.max.ms: no fetch is open any more
+    time.sleep(0.8)  # longer than replica.fetch.wait.max.ms (500): no fetch is open any more
     place = {"topic": topic, "partition": 0, "value": "v1"}
     notes.note("sending", **place)
     future = producer.send(topic, b"v1")
