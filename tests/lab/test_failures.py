@@ -37,6 +37,7 @@ def own_environment(monkeypatch, tmp_path):
     for name in list(os.environ):
         if name.startswith("COURSE_") or name.lower().endswith("_proxy") or name.endswith("CA_BUNDLE"):
             monkeypatch.delenv(name)
+    monkeypatch.setenv("COURSE_CACHE_DIR", str(WARM))
     monkeypatch.setenv("COURSE_MAVEN_MIRROR", NOWHERE)
 
 

@@ -11,7 +11,7 @@ from sqlalchemy.engine import make_url
 
 from course import doctor
 from course.lab import jupyter
-from helpers import Database
+from helpers import Database, settings
 from helpers.database import embedded
 from helpers.kafka import broker, cache
 from helpers.paths import COURSE
@@ -119,3 +119,22 @@ def test_a_folder_that_was_moved_is_told(monkeypatch, tmp_path):
 def test_kernels_of_the_lab_find_this_copy_of_the_course(monkeypatch, tmp_path):
     monkeypatch.setenv("PYTHONPATH", "elsewhere")
     assert jupyter.environment(tmp_path)["PYTHONPATH"] == f"{COURSE}{os.pathsep}elsewhere"
+
+
+def test_tests_pass_whatever_a_user_has_set(tmp_path):
+    set_by_user = {name: "nonsense" for names, _ in settings.VARIABLES for name in names}
+    here = {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path), "COURSE_CACHE_DIR": str(cache.cache_folder())}
+    command = [sys.executable, "-m", "pytest", "-n", "0", "-p", "no:cacheprovider"]
+    some = [
+        *("tests/lab/test_failures.py", "tests/lab/test_surroundings.py"),
+        "-k",
+        "empty or port_that or users_reaches",
+    ]
+    done = subprocess.run(
+        [*command, *some], capture_output=True, text=True, cwd=COURSE, env=os.environ | set_by_user | here
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def test_no_variable_of_the_users_reaches_a_test():
+    assert {name for name in os.environ if name.startswith("COURSE_")} <= {"COURSE_CACHE_DIR", "COURSE_MAVEN_MIRROR"}
