@@ -98,8 +98,8 @@ def properties(node: Node, nodes: list[Node], data: Path) -> dict[str, str]:
         "num.network.threads": "2",
         "num.io.threads": "4",
         # a dead broker is noticed soon (stock 9000 and 2000), and so is a dead active controller (stock 2000, 1000,
-        # 1000)
-        "broker.session.timeout.ms": "1000" if single else "1500",
+        # 1000); an only broker has nobody to notice it, and must not be shut out when it gets no processor for a moment
+        "broker.session.timeout.ms": "6000" if single else "1500",
         "broker.heartbeat.interval.ms": "200" if single else "250",
         "controller.quorum.fetch.timeout.ms": "1000",
         "controller.quorum.election.timeout.ms": "500",
@@ -160,6 +160,7 @@ class Broker:
         self.node = node
         self.cluster_id = cluster_id
         self._processes = processes
+        self._single = len(nodes) == 1
         self._folder = processes.folder / f"broker-{node.id}"
         self.data = (home / f"broker-{node.id}" if home else self._folder) / "data"
         self.log = (home or processes.folder) / f"broker-{node.id}.log"
@@ -178,7 +179,11 @@ class Broker:
     @property
     def formatted(self) -> bool:
         """Whether the storage is that of a broker that ran; a `format` that was cut off leaves none."""
-        return (self.data / "meta.properties").exists() or any((self.data / METADATA).glob("*.log"))
+        return (self.data / "meta.properties").exists() or self._ran
+
+    @property
+    def _ran(self) -> bool:
+        return any((self.data / METADATA).glob("*.log"))
 
     def format(self, template: Path) -> None:
         """Write the storage that Kafka's formatter would write, from a template that it once wrote (0.7 s less a
@@ -199,9 +204,10 @@ class Broker:
         """Start the process; returns at once."""
         options = jvm_options or with_aot_cache()
         self._log_start = self.log.stat().st_size if self.log.exists() else 0
-        self.pid = self._processes.start(
-            _java(*options, *self._quiet(), "kafka.Kafka", self._settings), self.log, env=java_environment()
-        )
+        # A broker that was killed is let in again when its last session is over, which is counted from this start.
+        again = ("--override", "broker.session.timeout.ms=1000") if self._single and self._ran else ()
+        command = _java(*options, *self._quiet(), "kafka.Kafka", self._settings, *again)
+        self.pid = self._processes.start(command, self.log, env=java_environment())
 
     def check(self) -> None:
         """Raise an error, with the log's last lines, when the process has ended by itself.

@@ -15,6 +15,7 @@ from helpers import Database, settings
 from helpers.database import embedded
 from helpers.kafka import broker, cache
 from helpers.paths import COURSE
+from helpers.waiting import wait_until
 
 LIBPQ = {
     "PGHOSTADDR": "127.0.0.1", "PGREQUIREAUTH": "scram-sha-256", "PGCHANNELBINDING": "require",
@@ -138,3 +139,15 @@ def test_tests_pass_whatever_a_user_has_set(tmp_path):
 
 def test_no_variable_of_the_users_reaches_a_test():
     assert {name for name in os.environ if name.startswith("COURSE_")} <= {"COURSE_CACHE_DIR", "COURSE_MAVEN_MIRROR"}
+
+
+def test_an_only_broker_that_gets_no_processor_for_a_moment_is_not_shut_out(cluster):
+    cluster.pause(1)
+    began = time.monotonic()
+    wait_until(lambda: time.monotonic() > began + 2, "two seconds without a heartbeat")
+    cluster.resume(1)
+    cluster.topic("orders")
+    assert "Fencing broker" not in cluster.log_text(1)
+    cluster.kill(1)
+    cluster.restart(1)
+    assert "broker.session.timeout.ms = 1000" in cluster.log_text(1), "it would be let in six seconds later"
