@@ -1,17 +1,21 @@
 """What a workplace may have set, and what must not matter: variables, letters in paths, moved folders."""
 
+import itertools
 import os
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import psycopg
 import pytest
+from kafka import KafkaConsumer
+from kafka import errors as kafka_errors
 from sqlalchemy.engine import make_url
 
 from course import doctor
 from course.lab import jupyter
-from helpers import Database, settings
+from helpers import Database, read_topic, settings, waiting
 from helpers.database import embedded
 from helpers.kafka import broker, cache
 from helpers.paths import COURSE
@@ -151,3 +155,24 @@ def test_an_only_broker_that_gets_no_processor_for_a_moment_is_not_shut_out(clus
     cluster.kill(1)
     cluster.restart(1)
     assert "broker.session.timeout.ms = 1000" in cluster.log_text(1), "it would be let in six seconds later"
+
+
+def test_reading_and_groups_wait_for_a_slow_cluster(cluster, monkeypatch):
+    topic = cluster.topic("orders")
+    ask = KafkaConsumer.partitions_for_topic
+    answers = [set(), kafka_errors.KafkaTimeoutError("slow")]
+
+    def slow(consumer, topic):
+        answer = answers.pop() if answers else ask(consumer, topic)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(KafkaConsumer, "partitions_for_topic", slow)
+    assert read_topic(cluster, topic) == [] and not answers
+    results = ["OK", "CoordinatorNotAvailableError"]
+    monkeypatch.setattr(cluster._admin, "delete_groups", lambda groups: {groups[0]: results.pop()})
+    monkeypatch.setattr(cluster, "_close_admin", lambda: None)
+    clock = itertools.count(step=12)  # each answer takes twelve seconds
+    monkeypatch.setattr(waiting, "time", SimpleNamespace(monotonic=lambda: next(clock), sleep=lambda _: None))
+    assert cluster.group("billing") == "billing" and not results
