@@ -159,9 +159,10 @@ class EmbeddedDatabase(Database, kind="embedded"):
 
     def alive(self) -> bool:
         """False once the database is stopped or killed."""
-        return (
-            _running.get(self._key) is self and self._pid is not None and self._processes.exit_status(self._pid) is None
-        )
+        if _running.get(self._key) is self and self._pid is not None:
+            with contextlib.suppress(LabError):  # the watchdog is gone, and the server with it
+                return self._processes.exit_status(self._pid) is None
+        return False
 
     def stop(self) -> None:
         """End the server and delete its data; returns when both are gone."""

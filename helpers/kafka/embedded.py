@@ -179,7 +179,9 @@ class EmbeddedCluster(Cluster, kind="embedded"):
 
     def alive(self) -> bool:
         """False once the cluster is stopped, or all its brokers are dead."""
-        return _running.get(self._key) is self and any(broker.alive for broker in self._nodes.values())
+        with contextlib.suppress(LabError):  # the watchdog is gone, and the brokers with it
+            return _running.get(self._key) is self and any(broker.alive for broker in self._nodes.values())
+        return False
 
     def stop(self) -> None:
         """Kill the brokers and delete their data; returns when both are gone."""
@@ -269,6 +271,7 @@ class EmbeddedCluster(Cluster, kind="embedded"):
 
     def log_text(self, broker: int) -> str:
         """What a broker has logged so far."""
+        self._processes.check()
         return self._broker(broker).log.read_text(errors="replace")
 
     def _before_deleting(self, topics: list[str]) -> None:

@@ -127,6 +127,14 @@ class Processes:
         """Delete a folder below the run folder."""
         self._ask("remove", path=str(path))
 
+    def check(self) -> None:
+        """Raise a LabError when somebody has deleted the folder."""
+        if not self.folder.exists():
+            raise LabError(
+                f"The lab's folder {self.folder} was deleted while it was in use: keep cleaners off it, and run the "
+                "cell again that started the cluster, database or worker."
+            )
+
     def close(self) -> None:
         """Kill every process and delete the folder; returns when both are gone. Safe to call again."""
         atexit.unregister(self.close)
@@ -139,6 +147,7 @@ class Processes:
 
     def _ask(self, command: str, **args):
         """One request and its answer; an interrupt waits until the answer is here."""
+        self.check()
         with _no_interrupt(), self._lock:
             self._requests += 1
             request = {"id": self._requests, "do": command, "args": args}
@@ -212,15 +221,22 @@ def sweep() -> list[Path]:
 
 def _is_dead(folder: Path) -> bool:
     try:
-        with open(folder / "lock") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
-    except BlockingIOError:
-        return False
+        if _is_held(folder) or (folder / "lock").exists() and _is_held(folder / "lock"):
+            return False
+        return (folder / "lock").exists() or time.time() - folder.stat().st_mtime > YOUNG
     except OSError:
-        with contextlib.suppress(OSError):
-            return time.time() - folder.stat().st_mtime > YOUNG
         return False
+
+
+def _is_held(path: Path) -> bool:
+    file = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return False
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(file)
 
 
 def _is_over(process: psutil.Process) -> bool:

@@ -2,11 +2,13 @@
 
 import itertools
 import os
+import shutil
 import subprocess
 import sys
 import time
 from types import SimpleNamespace
 
+import psutil
 import psycopg
 import pytest
 from kafka import KafkaConsumer
@@ -15,10 +17,11 @@ from sqlalchemy.engine import make_url
 
 from course import doctor
 from course.lab import jupyter
-from helpers import Database, read_topic, settings, waiting
+from helpers import Cluster, Database, LabError, Worker, point, read_topic, settings, waiting
 from helpers.database import embedded
 from helpers.kafka import broker, cache
 from helpers.paths import COURSE
+from helpers.processes import run_folder
 from helpers.waiting import wait_until
 
 LIBPQ = {
@@ -176,3 +179,49 @@ def test_reading_and_groups_wait_for_a_slow_cluster(cluster, monkeypatch):
     clock = itertools.count(step=12)  # each answer takes twelve seconds
     monkeypatch.setattr(waiting, "time", SimpleNamespace(monotonic=lambda: next(clock), sleep=lambda _: None))
     assert cluster.group("billing") == "billing" and not results
+
+
+def test_a_locale_without_most_letters_does_not_matter_to_a_worker(monkeypatch):
+    monkeypatch.setenv("LC_ALL", "en_US.ISO-8859-1")
+    monkeypatch.setenv("PYTHONCOERCECLOCALE", "0")
+    monkeypatch.setenv("PYTHONUTF8", "0")
+
+    def works():
+        point("größer 日")
+        print("日本 😀")
+
+    worker = Worker(works)
+    assert (worker.wait(), worker.output, worker.points) == ("ended", "日本 😀\n", ["größer 日"])
+
+
+def test_a_folder_that_a_cleaner_emptied_of_its_old_files_is_not_swept(monkeypatch, tmp_path):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    running = run_folder.Processes()
+    wait_until((running.folder / "lock").exists, "the watchdog")
+    (running.folder / "lock").unlink()
+    os.utime(running.folder, (0, 0))
+    assert run_folder.sweep() == [] and running.folder.exists()
+    running.close()
+
+
+def test_a_folder_that_was_deleted_in_use_is_told(monkeypatch, tmp_path):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    started = Cluster(brokers=2)
+    worker = Worker(lambda: point("never") or __import__("time").sleep(60))
+    for folder in tmp_path.glob("*/run-*"):
+        shutil.rmtree(folder, ignore_errors=True)
+    calls = [lambda: started.log_text(1), lambda: started.kill(1), lambda: started.restart(1), lambda: worker.output]
+    for call in [*calls, lambda: worker.points, worker.kill, lambda: started.topic("orders"), lambda: worker.state]:
+        with pytest.raises(LabError, match="was deleted while it was in use: keep cleaners off it, and run the cell"):
+            call()
+    assert not started.alive()
+    started.stop()
+
+
+def test_alive_is_false_when_the_watchdog_was_killed(monkeypatch, tmp_path):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with Cluster(brokers=2) as started:
+        psutil.Process(started._processes._watchdog.pid).kill()
+        wait_until(lambda: not started.alive(), "the watchdog's death to be seen")
+        assert repr(started) == "Apache Kafka, stopped"
+    run_folder.sweep()
