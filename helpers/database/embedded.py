@@ -7,6 +7,7 @@ when it runs as root; here PostgreSQL, which refuses to run as root, runs as `no
 
 import contextlib
 import ctypes
+import errno
 import importlib.metadata
 import importlib.util
 import os
@@ -23,7 +24,7 @@ import psutil
 from helpers import settings
 from helpers.database import schemas
 from helpers.database.database import Database, _running, reason_of
-from helpers.errors import LabError
+from helpers.errors import LabError, cure
 from helpers.kafka import cache
 from helpers.processes.run_folder import Processes, base_folder, tail
 from helpers.waiting import wait_until
@@ -439,10 +440,9 @@ def _disk_errors(folder: Path):
     try:
         # Asked beforehand: where the disk runs full, initdb's processes crash, and leave shared memory behind.
         if shutil.disk_usage(folder).free < ROOM:
-            raise OSError("less than 100 MB are free")
+            raise OSError(errno.ENOSPC, "less than 100 MB are free")
         yield
     except OSError as error:
         raise LabError(
-            f"PostgreSQL's data folder could not be made in {folder} ({str(error)[:300]}): free some space there, or "
-            "set TMPDIR to another folder."
+            f"PostgreSQL's data folder could not be made in {folder} ({str(error)[:300]}): {cure(error, 'TMPDIR')}"
         ) from error

@@ -17,7 +17,7 @@ from base64 import urlsafe_b64encode
 from dataclasses import dataclass
 from pathlib import Path
 
-from helpers.errors import BrokerDied, LabError, NoMemory, PortTaken
+from helpers.errors import BrokerDied, LabError, NoMemory, PortTaken, cure
 from helpers.kafka import cache
 from helpers.processes.run_folder import Processes, tail
 
@@ -173,7 +173,7 @@ class Broker:
             self._settings.write_text("".join(f"{key}={escape(value)}\n" for key, value in values.items()))
         except OSError as error:
             raise LabError(
-                f"A broker's folder {self._folder} could not be written ({error.strerror}): free some space there."
+                f"A broker's folder {self._folder} could not be written ({error.strerror}): {cure(error, 'TMPDIR')}"
             ) from error
 
     @property
@@ -197,7 +197,7 @@ class Broker:
             )
         except OSError as error:
             raise LabError(
-                f"A broker's storage in {data} could not be written ({error.strerror}): free some space there."
+                f"A broker's storage in {data} could not be written ({error.strerror}): {cure(error, 'TMPDIR')}"
             ) from error
 
     def start(self, *jvm_options: str) -> None:
@@ -228,10 +228,12 @@ class Broker:
                 f"Broker {self.node.id} found the disk of {self._folder} full: free some space there and start again. "
                 f"{last}"
             )
-        if NO_MEMORY.search(log) or status == -signal.SIGKILL:  # which the system sends when memory is short
+        killed = status == -signal.SIGKILL
+        if killed or NO_MEMORY.search(log):
+            what = "was killed from outside, as the system does when it has" if killed else "had"
             raise NoMemory(
-                f"Broker {self.node.id} had too little memory: each broker takes about 300 MB, so end other programs "
-                f"or give the machine or container more, and start again. {last}"
+                f"Broker {self.node.id} {what} too little memory: each broker takes about 300 MB, so end other "
+                f"programs or give the machine or container more, and start again. {last}"
             )
         kind = PortTaken if "Address already in use" in log else BrokerDied
         raise kind(f"Broker {self.node.id} ended by itself (exit status {status}). {last}")

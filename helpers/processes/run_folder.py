@@ -10,6 +10,7 @@ import fcntl
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -22,7 +23,7 @@ from pathlib import Path
 import psutil
 
 from helpers import settings
-from helpers.errors import LabError
+from helpers.errors import LabError, cure
 
 log_calls = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ def base_folder() -> Path:
     except OSError as error:
         raise LabError(
             f"No folder for the brokers' data could be made in {base.parent} ({error.strerror}): "
-            "free some space there, or set TMPDIR to a folder that you can write to."
+            f"{cure(error, 'TMPDIR')}"
         ) from error
     if base.is_symlink() or found.st_uid != os.getuid() or found.st_mode & 0o022:
         raise LabError(f"{base} belongs to somebody else: set TMPDIR to a folder of your own and start again.")
@@ -84,7 +85,7 @@ class Processes:
             if getattr(self, "folder", None):
                 shutil.rmtree(self.folder, ignore_errors=True)
             raise LabError(
-                f"No process could be started for the lab in {base} ({error.strerror}): free disk or memory, try again."
+                f"No process could be started for the lab in {base} ({error.strerror}): {cure(error, 'TMPDIR')}"
             ) from error
 
     def start(self, argv, log: Path, env: dict | None = None, user=None, group=None, ending: int | None = None) -> int:
@@ -246,14 +247,18 @@ def _is_over(process: psutil.Process) -> bool:
         return True
 
 
-def _without_frames(text: str) -> list[str]:
-    return [line for line in text.splitlines() if not line.startswith(("\tat ", "\t... "))]
+#: How Kafka, PostgreSQL, Java and Python begin a line that says what went wrong.
+WRONG = re.compile(
+    r"(\S+ )?(ERROR|FATAL|PANIC)\b|.*\b(FATAL|PANIC): |Exception in thread|Error: |\w+(Error|Exception): "
+)
 
 
 def tail(log: Path, lines: int = 8) -> str:
-    """The last lines of a log file, indented, without Java's stack frames; for messages about a process that ended."""
+    """What a log says of an end, indented: the last errors in it, then its last lines, without Java's stack frames."""
     try:
-        text = log.read_text(errors="replace")
+        text = log.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return "  (no log)"
-    return "\n".join("  " + line[:200] for line in _without_frames(text)[-lines:]) or "  (its log is empty)"
+    said = [line for line in text.splitlines() if not line.startswith(("\tat ", "\t... "))]
+    errors = [line for line in said[:-lines] if WRONG.match(line)][-3:]
+    return "\n".join("  " + line[:200] for line in errors + said[-lines:]) or "  (its log is empty)"
