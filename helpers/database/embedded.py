@@ -26,7 +26,7 @@ from helpers.database import schemas
 from helpers.database.database import Database, _running, reason_of
 from helpers.errors import LabError, cure
 from helpers.kafka import cache
-from helpers.processes.run_folder import Processes, base_folder, tail
+from helpers.processes.run_folder import Processes, base_folder, check_exec, tail
 from helpers.waiting import wait_until
 
 USER = "course"  # the embedded server's one role, and its one database
@@ -286,6 +286,7 @@ def _programs(run_folder: Path, account: pwd.struct_passwd | None) -> Path:
         and all(s.stat().st_mode & 0o004 for s in samples)
     ):
         return source / "bin"
+    check_exec()
     # Laid out as in the wheel: the programs find their libraries and their share folder by relative paths.
     package = run_folder / "wheel" / source.parent.name
     target = package / source.name

@@ -267,6 +267,7 @@ class Broker:
         """Log to the process's own output, and leave crash reports in the run folder."""
         return (
             f"-XX:ErrorFile={self._folder}/hs_err.log",
+            f"-Djava.io.tmpdir={self._folder}",  # native libraries are unpacked there; stock /tmp, whatever TMPDIR says
             "-XX:+ExitOnOutOfMemoryError",  # a broker that lives on with some of its threads dead answers nobody
             "-Dorg.slf4j.simpleLogger.showDateTime=true",
             "-Dorg.slf4j.simpleLogger.dateTimeFormat=HH:mm:ss.SSS",

@@ -53,6 +53,16 @@ def base_folder() -> Path:
     return base
 
 
+def check_exec() -> None:
+    """Raise a LabError where nothing can be executed that is unpacked in the temp folder, native libraries included."""
+    temp = base_folder().parent
+    if os.statvfs(temp).f_flag & getattr(os, "ST_NOEXEC", 0):
+        raise LabError(
+            f"{temp} is mounted noexec, and native libraries are unpacked there (Kafka Streams' in lesson 03): set "
+            "TMPDIR to a folder of yours on another file system, e.g. in your home."
+        )
+
+
 class Processes:
     """A run folder and the processes in it, which end together with this object or with this process.
 

@@ -22,6 +22,7 @@ from helpers.database import embedded
 from helpers.kafka import broker, cache
 from helpers.paths import COURSE
 from helpers.processes import run_folder
+from helpers.streams import start_java
 from helpers.waiting import wait_until
 
 LIBPQ = {
@@ -225,3 +226,21 @@ def test_alive_is_false_when_the_watchdog_was_killed(monkeypatch, tmp_path):
         wait_until(lambda: not started.alive(), "the watchdog's death to be seen")
         assert repr(started) == "Apache Kafka, stopped"
     run_folder.sweep()
+
+
+@pytest.fixture
+def noexec(tmp_path, monkeypatch):
+    """A temp folder in which nothing can be executed."""
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "noexec", "none", tmp_path]).returncode:
+        pytest.skip("only root can mount a file system")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    yield
+    subprocess.run(["umount", "--lazy", tmp_path], check=True)
+
+
+def test_a_temp_folder_mounted_noexec(noexec):
+    with pytest.raises(LabError, match="is mounted noexec, .*lesson 03.*: set TMPDIR to a folder of yours"):
+        start_java(streams=True)
+    assert "noexec" in doctor._careful(doctor.check_disk).text
+    with Cluster(brokers=2) as started:  # all the others work
+        assert started.topic("orders", config={"compression.type": "lz4"}) == "orders"
