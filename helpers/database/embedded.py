@@ -321,7 +321,9 @@ def _make_data(folder: Path, programs: Path, account: pwd.struct_passwd | None) 
     template = _template()
     if template.is_dir():
         try:
-            shutil.copytree(template, folder)
+            shutil.copytree(template, folder, copy_function=shutil.copyfile)
+            for at, _, _ in os.walk(folder):
+                os.chmod(at, 0o700)  # PostgreSQL refuses a data folder that others can enter
             return True
         except OSError:
             shutil.rmtree(folder, ignore_errors=True)
@@ -329,6 +331,10 @@ def _make_data(folder: Path, programs: Path, account: pwd.struct_passwd | None) 
     part = template.with_name(f"{template.name}.{os.getpid()}.part")
     try:
         shutil.copytree(folder, part)
+        for at, _, files in os.walk(part):  # the cache may be another user's, e.g. the one that made a container image
+            os.chmod(at, 0o755)
+            for name in files:
+                os.chmod(os.path.join(at, name), 0o644)
         part.rename(template)  # fails when another process was faster
     except OSError:
         pass
@@ -348,7 +354,8 @@ def _initdb(folder: Path, programs: Path, account: pwd.struct_passwd | None) -> 
         except KeyError:
             raise LabError(
                 f"PostgreSQL's initdb needs a user with a name, and user {os.geteuid()} has none: add a line to "
-                "/etc/passwd, or set COURSE_DATABASE_URL to a server."
+                "/etc/passwd, or use a cache (COURSE_CACHE_DIR) that a user with a name has filled by `python -m "
+                "helpers doctor`, or set COURSE_DATABASE_URL to a server."
             ) from None
     # C: text is sorted the same on every system. A small write-ahead log (two segments of 1 MB): it is copied too.
     options = ["--username", USER, "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync"]

@@ -95,7 +95,7 @@ class Processes:
             if getattr(self, "folder", None):
                 shutil.rmtree(self.folder, ignore_errors=True)
             raise LabError(
-                f"No process could be started for the lab in {base} ({error.strerror}): {cure(error, 'TMPDIR')}"
+                f"No process could be started for the lab in {base} ({error}): {cure(error, 'TMPDIR')}"
             ) from error
 
     def start(self, argv, log: Path, env: dict | None = None, user=None, group=None, ending: int | None = None) -> int:

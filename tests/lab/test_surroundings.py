@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import pwd
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from sqlalchemy.engine import make_url
 
 from course import doctor
 from course.lab import jupyter
+from course.run import headless
 from helpers import Cluster, Database, LabError, Worker, point, read_topic, settings, waiting
 from helpers.database import embedded
 from helpers.kafka import broker, cache
@@ -244,3 +246,28 @@ def test_a_temp_folder_mounted_noexec(noexec):
     assert "noexec" in doctor._careful(doctor.check_disk).text
     with Cluster(brokers=2) as started:  # all the others work
         assert started.topic("orders", config={"compression.type": "lz4"}) == "orders"
+
+
+def test_a_home_that_is_not_known_or_cannot_be_written(monkeypatch, tmp_path):
+    assert cache.with_home(tmp_path) == {}
+    monkeypatch.setenv("HOME", "/proc")
+    here = {"HOME": str(tmp_path / ".home"), "COURSE_CACHE_DIR": str(cache.cache_folder())}
+    for environment in (jupyter.environment(tmp_path), headless._environment(tmp_path)):
+        assert here.items() <= environment.items() and (tmp_path / ".home").is_dir()
+    monkeypatch.delenv("COURSE_CACHE_DIR", raising=False)
+    monkeypatch.delenv("HOME")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)  # a container's user with a number alone
+    with pytest.raises(LabError, match="No home folder is known: set HOME, or COURSE_CACHE_DIR"):
+        cache.cache_folder()
+
+
+def test_a_users_number_is_enough_where_another_user_has_made_the_databases_template(monkeypatch, tmp_path):
+    monkeypatch.setattr(cache, "cache_folder", lambda: tmp_path)
+    embedded.prepare()
+    closed = [path for path in tmp_path.rglob("*") if path.stat().st_mode & 0o444 != 0o444]
+    assert not closed, "who runs a container is not always who made its image"
+    subprocess.run(["chmod", "-R", "a-w", tmp_path], check=True)
+    monkeypatch.setattr(embedded, "_initdb", None)
+    with Database(embedded=True) as one, one._connect(5) as session:
+        assert session.execute("select 1").fetchone() == (1,)
