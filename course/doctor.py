@@ -22,7 +22,7 @@ from packaging.requirements import Requirement
 from helpers import paths, settings
 from helpers.errors import LabError
 from helpers.kafka import cache
-from helpers.processes.run_folder import base_folder
+from helpers.processes.run_folder import check_exec
 
 MB = 1_000_000
 BROKER = 300 * MB  # memory of a broker, its share of the system's included
@@ -258,7 +258,7 @@ def memory_free(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
 
 def check_disk() -> Finding:
     """Disk for the brokers' data and for the cache, and whether both can be written."""
-    base_folder()  # says in one sentence where it cannot be made
+    check_exec()  # says in one sentence what is wrong with the folder, also where it cannot be made
     temp, disk = Path(tempfile.gettempdir()), _existing(cache.cache_folder())
     data_free, cache_free = shutil.disk_usage(temp).free, shutil.disk_usage(disk).free
     text = (

@@ -1,5 +1,7 @@
 """The errors of the lab: each is one sentence that says what is wrong and what to do about it."""
 
+import errno
+
 
 class LabError(RuntimeError):
     """Something the reader can act on: no network, a full disk, a broker that did not start."""
@@ -15,3 +17,17 @@ class NoMemory(LabError):
 
 class PortTaken(BrokerDied):
     """A broker ended because another program listens on its port."""
+
+
+def cure(error: OSError, variable: str, room: str = "some space") -> str:
+    """Return what helps against an error of a file system, as far as the error says it.
+
+    Args:
+        error: what the system said.
+        variable: the one that names the folder.
+        room: how much space is needed there.
+    """
+    if error.errno in (errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE):
+        return "end other programs, and try again."
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return (f"free {room} there, or " if full else "") + f"set {variable} to another folder, which you can write to."

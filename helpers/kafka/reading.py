@@ -5,7 +5,8 @@ import time
 
 from kafka import KafkaConsumer, TopicPartition
 
-from helpers.kafka.cluster import Cluster
+from helpers.kafka.cluster import PASSING, Cluster
+from helpers.waiting import wait_until
 
 
 def take(consumer: KafkaConsumer, n: int, timeout: float = 10) -> list:
@@ -60,26 +61,36 @@ def read_topic(
         TimeoutError: the end was not reached; the message names how far it came.
     """
     connection = cluster if isinstance(cluster, dict) else cluster.connection
-    with KafkaConsumer(
-        # Without a version, kafka-python 3.0.12 connects once to find one, and then waits for `retry_backoff_ms` (100)
-        # before it asks about the topic. Either way it agrees on the versions with each broker that it connects to.
-        **{"api_version": (4, 0)} | connection,
-        isolation_level=isolation_level,
-        auto_offset_reset="earliest",  # where retention deletes what was the beginning a moment ago
-        enable_auto_commit=False,
-        fetch_max_wait_ms=50,
-        **deserializers,
-    ) as consumer:
-        partitions = [TopicPartition(topic, p) for p in sorted(consumer.partitions_for_topic(topic) or ())]
-        if not partitions:
-            raise ValueError(f"There is no topic {topic!r} on this cluster.")
+    deadline = time.monotonic() + timeout
+
+    def connected():
+        return KafkaConsumer(
+            # Without a version, kafka-python 3.0.12 connects once to find one, and then waits for `retry_backoff_ms`
+            # (100) before it asks about the topic. Either way it agrees on the versions with each broker that it
+            # connects to.
+            **{"api_version": (4, 0)} | connection,
+            isolation_level=isolation_level,
+            auto_offset_reset="earliest",  # where retention deletes what was the beginning a moment ago
+            enable_auto_commit=False,
+            fetch_max_wait_ms=50,
+            **deserializers,
+        )
+
+    with wait_until(connected, "a broker to answer", timeout, retry=PASSING) as consumer:
+
+        def known():
+            return [TopicPartition(topic, p) for p in sorted(consumer.partitions_for_topic(topic))]
+
+        try:  # not every broker may have heard of it yet
+            partitions = wait_until(known, f"topic {topic}", min(timeout, 3), pause=0.1, retry=PASSING)
+        except TimeoutError:
+            raise ValueError(f"There is no topic {topic!r} on this cluster.") from None
         consumer.assign(partitions)
         consumer.seek_to_beginning()
         # Under read_committed the end is the last stable offset; a position also moves over markers and aborted
         # records.
-        ends = consumer.end_offsets(partitions)
+        ends = consumer.end_offsets(partitions, timeout_ms=max(1, (deadline - time.monotonic()) * 1000))
         records = []
-        deadline = time.monotonic() + timeout
         while any(consumer.position(tp) < end for tp, end in ends.items()):
             if time.monotonic() > deadline:
                 positions = {f"{topic}-{tp.partition}": f"{consumer.position(tp)} of {end}" for tp, end in ends.items()}

@@ -10,6 +10,7 @@ import fcntl
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -22,7 +23,7 @@ from pathlib import Path
 import psutil
 
 from helpers import settings
-from helpers.errors import LabError
+from helpers.errors import LabError, cure
 
 log_calls = logging.getLogger(__name__)
 
@@ -45,11 +46,21 @@ def base_folder() -> Path:
     except OSError as error:
         raise LabError(
             f"No folder for the brokers' data could be made in {base.parent} ({error.strerror}): "
-            "free some space there, or set TMPDIR to a folder that you can write to."
+            f"{cure(error, 'TMPDIR')}"
         ) from error
     if base.is_symlink() or found.st_uid != os.getuid() or found.st_mode & 0o022:
         raise LabError(f"{base} belongs to somebody else: set TMPDIR to a folder of your own and start again.")
     return base
+
+
+def check_exec() -> None:
+    """Raise a LabError where nothing can be executed that is unpacked in the temp folder, native libraries included."""
+    temp = base_folder().parent
+    if os.statvfs(temp).f_flag & getattr(os, "ST_NOEXEC", 0):
+        raise LabError(
+            f"{temp} is mounted noexec, and native libraries are unpacked there (Kafka Streams' in lesson 03): set "
+            "TMPDIR to a folder of yours on another file system, e.g. in your home."
+        )
 
 
 class Processes:
@@ -84,7 +95,7 @@ class Processes:
             if getattr(self, "folder", None):
                 shutil.rmtree(self.folder, ignore_errors=True)
             raise LabError(
-                f"No process could be started for the lab in {base} ({error.strerror}): free disk or memory, try again."
+                f"No process could be started for the lab in {base} ({error}): {cure(error, 'TMPDIR')}"
             ) from error
 
     def start(self, argv, log: Path, env: dict | None = None, user=None, group=None, ending: int | None = None) -> int:
@@ -127,6 +138,14 @@ class Processes:
         """Delete a folder below the run folder."""
         self._ask("remove", path=str(path))
 
+    def check(self) -> None:
+        """Raise a LabError when somebody has deleted the folder."""
+        if not self.folder.exists():
+            raise LabError(
+                f"The lab's folder {self.folder} was deleted while it was in use: keep cleaners off it, and run the "
+                "cell again that started the cluster, database or worker."
+            )
+
     def close(self) -> None:
         """Kill every process and delete the folder; returns when both are gone. Safe to call again."""
         atexit.unregister(self.close)
@@ -139,6 +158,7 @@ class Processes:
 
     def _ask(self, command: str, **args):
         """One request and its answer; an interrupt waits until the answer is here."""
+        self.check()
         with _no_interrupt(), self._lock:
             self._requests += 1
             request = {"id": self._requests, "do": command, "args": args}
@@ -212,15 +232,22 @@ def sweep() -> list[Path]:
 
 def _is_dead(folder: Path) -> bool:
     try:
-        with open(folder / "lock") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
-    except BlockingIOError:
-        return False
+        if _is_held(folder) or (folder / "lock").exists() and _is_held(folder / "lock"):
+            return False
+        return (folder / "lock").exists() or time.time() - folder.stat().st_mtime > YOUNG
     except OSError:
-        with contextlib.suppress(OSError):
-            return time.time() - folder.stat().st_mtime > YOUNG
         return False
+
+
+def _is_held(path: Path) -> bool:
+    file = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return False
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(file)
 
 
 def _is_over(process: psutil.Process) -> bool:
@@ -230,14 +257,18 @@ def _is_over(process: psutil.Process) -> bool:
         return True
 
 
-def _without_frames(text: str) -> list[str]:
-    return [line for line in text.splitlines() if not line.startswith(("\tat ", "\t... "))]
+#: How Kafka, PostgreSQL, Java and Python begin a line that says what went wrong.
+WRONG = re.compile(
+    r"(\S+ )?(ERROR|FATAL|PANIC)\b|.*\b(FATAL|PANIC): |Exception in thread|Error: |\w+(Error|Exception): "
+)
 
 
 def tail(log: Path, lines: int = 8) -> str:
-    """The last lines of a log file, indented, without Java's stack frames; for messages about a process that ended."""
+    """What a log says of an end, indented: the last errors in it, then its last lines, without Java's stack frames."""
     try:
-        text = log.read_text(errors="replace")
+        text = log.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return "  (no log)"
-    return "\n".join("  " + line[:200] for line in _without_frames(text)[-lines:]) or "  (its log is empty)"
+    said = [line for line in text.splitlines() if not line.startswith(("\tat ", "\t... "))]
+    errors = [line for line in said[:-lines] if WRONG.match(line)][-3:]
+    return "\n".join("  " + line[:200] for line in errors + said[-lines:]) or "  (its log is empty)"

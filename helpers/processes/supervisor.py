@@ -150,7 +150,7 @@ def clean_up():
 
 def keep_logs(target):
     """Copy the logs to the folder `target`, under the run folder's name; what cannot be copied is lost in silence."""
-    for name in os.listdir(FOLDER):
+    for name in os.listdir(FOLDER) if os.path.exists(FOLDER) else ():
         if name.endswith(".log"):
             try:
                 os.makedirs(target, exist_ok=True)
@@ -168,9 +168,11 @@ def main():
         signal.signal(survived, lambda *_: None)
     try:
         # Locked before it gets its final name: who finds a `lock` that nobody holds knows that this watchdog was
-        # killed.
+        # killed. The folder itself is locked too: cleaners of temp folders pass it over (systemd-tmpfiles does), and
+        # one that does not may remove the file.
         lock = open(os.path.join(FOLDER, "lock.new"), "w")  # noqa: SIM115 (held until the process ends)
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        for held in (lock.fileno(), os.open(FOLDER, os.O_RDONLY)):
+            fcntl.flock(held, fcntl.LOCK_EX)
         os.rename(lock.name, os.path.join(FOLDER, "lock"))
         serve()
     finally:

@@ -77,7 +77,11 @@ class Worker:
         self._points.touch()
         (folder / "job").write_bytes(job)
         # A worker finds modules where the notebook finds them.
-        variables = {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "PYTHONUNBUFFERED": "1"}
+        variables = {
+            "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
+            "PYTHONUNBUFFERED": "1",
+            "PYTHONUTF8": "1",
+        }
         self.pid = self._processes.start(
             [sys.executable, "-c", "from helpers.processes.workers import main; main()", folder],
             self._log,
@@ -102,7 +106,10 @@ class Worker:
     @property
     def output(self) -> str:
         """What the worker has printed so far."""
-        return self._output if self._status is not None else self._log.read_text(errors="replace")
+        if self._status is not None:
+            return self._output
+        self._processes.check()
+        return self._log.read_text(encoding="utf-8", errors="replace")
 
     @property
     def points(self) -> list[str]:
@@ -194,6 +201,7 @@ class Worker:
     def _reached(self) -> list[dict]:
         if self._status is not None:
             return self._last_points
+        self._processes.check()
         # A line without its end is still being written.
         return [json.loads(line) for line in self._points.read_text().splitlines(keepends=True) if line.endswith("\n")]
 

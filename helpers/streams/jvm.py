@@ -9,7 +9,7 @@ import jpype.imports  # noqa: F401 (makes `from org.apache.kafka… import …` 
 
 from helpers.errors import LabError
 from helpers.kafka import cache, download
-from helpers.processes.run_folder import Processes
+from helpers.processes.run_folder import Processes, check_exec
 
 _files: Processes | None = None  # the run folder: Java's log, what Java unpacks, the state of topologies
 _jars = ""  # the jar list that Java was started with
@@ -33,6 +33,8 @@ def start_java(streams: bool = False) -> None:
                 "Java runs without Kafka Streams: restart the kernel and call start_java(streams=True) first."
             )
         return
+    if streams:
+        check_exec()
     download.prepare_jars(wanted)
     _files = Processes()
     # Java has uses for SIGSEGV. Whoever has enabled faulthandler (pytest does) would disable it at the end, which puts

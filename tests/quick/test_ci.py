@@ -23,6 +23,19 @@ def test_there_are_two():
     assert sorted(WORKFLOWS) == ["lessons", "weekly"]
 
 
+def test_actions_are_pinned_by_digest_and_checkouts_keep_no_credentials():
+    uses = [line for path in FILES for line in path.read_text().splitlines() if "uses:" in line]
+    assert uses and all(re.search(r"uses: [\w./-]+@[0-9a-f]{40} # v\d+(\.\d+){2}$", line) for line in uses), uses
+    assert len(set(uses)) == len({line.split("@")[0] for line in uses}), "two versions of an action"
+    checkouts = [step for step in STEPS if "actions/checkout@" in step.get("uses", "")]
+    assert checkouts and all(step["with"] == {"persist-credentials": False} for step in checkouts)
+
+
+def test_debians_own_python_has_a_job():
+    job = WORKFLOWS["lessons"]["jobs"]["debian"]
+    assert job["container"] == "debian:12" and "(3, 11, 2)" in job["steps"][2]["run"]
+
+
 @pytest.mark.parametrize("schema", ["vendor.github-workflows", "custom.github-workflows-require-timeout"])
 def test_schema(schema):
     command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", schema, *FILES]

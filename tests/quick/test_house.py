@@ -91,3 +91,12 @@ def test_what_users_install_has_nothing_that_only_tests_need():
 def test_pins_are_made_from_the_ranges():
     done = subprocess.run([sys.executable, "-m", "tools.lock", "--help"], capture_output=True, text=True, cwd=COURSE)
     assert "--check" in done.stdout
+
+
+def test_every_checkout_has_the_same_line_ends(tmp_path):
+    for name, text in {"a.txt": "one\r\n", ".gitattributes": (COURSE / ".gitattributes").read_text()}.items():
+        (tmp_path / name).write_text(text, newline="")
+    git = ["git", "-c", "core.autocrlf=true"]  # as Windows' git has it
+    for words in (["init", "-q"], ["add", "."], ["checkout-index", "--force", "--prefix=out/", "a.txt"]):
+        subprocess.run([*git, *words], cwd=tmp_path, check=True, capture_output=True)
+    assert (tmp_path / "out" / "a.txt").read_bytes() == b"one\n"
