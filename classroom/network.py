@@ -13,7 +13,7 @@ from classroom import server
 from classroom.folder import Folder
 from helpers.kafka import diagnosis
 
-NOBODY, CERTIFICATE = 2, 4  # steps of remote.Unreachable
+NOBODY, CERTIFICATE = 2, 4  # steps of diagnosis.Unreachable
 
 
 def advice(error: diagnosis.Unreachable) -> str:
