@@ -152,12 +152,8 @@ def _bar(description: str, jars: list[Jar]):
 @contextlib.contextmanager
 def _counting_seconds(bar: tqdm, description: str):
     """Let the bar say what is being done and for how long, where nothing tells how much of it is done."""
-    if bar.disable:
-        yield
-        return
     bar.set_description_str(description, refresh=False)
-    bar.bar_format = "{desc} … {elapsed}"
-    bar.start_t = time.time()
+    bar.bar_format, bar.start_t = "{desc} … {elapsed}", time.time()
     done = threading.Event()
 
     def tick():
@@ -165,13 +161,12 @@ def _counting_seconds(bar: tqdm, description: str):
             bar.refresh()
 
     bar.refresh()
-    ticker = threading.Thread(target=tick, daemon=True)
-    ticker.start()
-    try:
-        yield
-    finally:
-        done.set()
-        ticker.join()
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(tick)
+        try:
+            yield
+        finally:
+            done.set()
 
 
 @contextlib.contextmanager
