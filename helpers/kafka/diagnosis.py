@@ -25,7 +25,7 @@ from kafka.protocol.parser import KafkaProtocol
 from kafka.protocol.sasl import SaslAuthenticateRequest, SaslHandshakeRequest
 
 from helpers import settings
-from helpers.errors import LabError
+from helpers.errors import LabError, refused
 from helpers.kafka.cache import KAFKA_VERSION
 
 PROTOCOLS = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
@@ -142,18 +142,12 @@ def _check_one_of(name: str, value: str, known: tuple[str, ...]) -> None:
 
 def _ca_file(text: str) -> str:
     path = Path(text).expanduser().absolute()
-    try:
-        ssl.create_default_context().load_verify_locations(path)
-    except ssl.SSLError as error:
-        raise LabError(
-            f"COURSE_SSL_CA_FILE, {path}, holds no certificate in PEM format: "
-            "set it to the CA file that you were given with the cluster's address."
-        ) from error
-    except OSError as error:
-        raise LabError(
-            f"COURSE_SSL_CA_FILE, {path}, cannot be read ({error.strerror}): "
-            "set it to the CA file that you were given with the cluster's address."
-        ) from error
+    cure = "set it to the CA file that you were given with the cluster's address"
+    with refused(f"COURSE_SSL_CA_FILE, {path}, cannot be read", cure):
+        try:
+            ssl.create_default_context().load_verify_locations(path)
+        except ssl.SSLError as error:
+            raise LabError(f"COURSE_SSL_CA_FILE, {path}, holds no certificate in PEM format: {cure}.") from error
     return str(path)
 
 

@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from helpers import settings
-from helpers.errors import LabError
+from helpers.errors import LabError, refused
 from helpers.kafka.cache import Jar, aot_cache, cache_folder, is_ready, jar_list, jars_folder, missing, storage_template
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ def prepare(train) -> None:
     """
     if is_ready():
         return
-    with _clear_errors(), _locked():
+    with _filling():
         if is_ready():  # another process filled it meanwhile
             return
         lacking = missing(jar_list("kafka_jars.txt"))
@@ -55,7 +55,7 @@ def prepare_jars(name: str) -> list[Path]:
     """
     wanted = jar_list(name)
     if missing(wanted):
-        with _clear_errors(), _locked():
+        with _filling():
             lacking = missing(wanted)
             with _bar("Fetching jars (once)", lacking) as bar:
                 _fetch(lacking, bar)
@@ -170,44 +170,36 @@ def _counting_seconds(bar: tqdm, description: str):
 
 
 @contextlib.contextmanager
-def _locked():
-    """One process at a time fills the cache; the others wait and find it full."""
-    cache_folder().mkdir(parents=True, exist_ok=True)
-    with FileLock(cache_folder() / "lock", timeout=300):
-        yield
+def _filling():
+    """One process at a time fills the cache; the others wait and find it full.
 
-
-@contextlib.contextmanager
-def _clear_errors():
-    """Turn what can go wrong while the cache is filled into one sentence each; a file that is half there never gets
-    its name."""
-    try:
-        yield
-    except LabError:
-        raise
-    except requests.RequestException as error:
-        raise LabError(
-            f"Kafka's jars could not be fetched from {mirror()} ({_reason(error)}): check the network, set HTTPS_PROXY "
-            "and REQUESTS_CA_BUNDLE where your network needs them, or COURSE_MAVEN_MIRROR to a mirror; then try again."
-        ) from error
-    except ValueError as error:
-        if "hash" not in str(error):
-            raise
-        name = str(error).split("(")[1].split(")")[0] if "(" in str(error) else "a jar"
-        raise LabError(
-            f"What came from {mirror()} as {name} is not the file that this course was tested with (its sha256 "
-            "differs), so it was not kept: try again, or check the mirror."
-        ) from error
-    except Timeout as error:
-        raise LabError(
-            f"Another process has been filling {cache_folder()} for five minutes: let it end or stop it, then try "
-            "again."
-        ) from error
-    except OSError as error:
-        raise LabError(
-            f"The cache folder {cache_folder()} cannot be filled ({error.strerror or error}): free 200 MB there or "
-            "make it writable, or set COURSE_CACHE_DIR to another folder."
-        ) from error
+    What can go wrong meanwhile becomes one sentence each; a file that is half there never gets its name.
+    """
+    cure = "free 200 MB there or make it writable, or set COURSE_CACHE_DIR to another folder"
+    with refused(f"The cache folder {cache_folder()} cannot be filled", cure):
+        try:
+            cache_folder().mkdir(parents=True, exist_ok=True)
+            with FileLock(cache_folder() / "lock", timeout=300):
+                yield
+        except requests.RequestException as error:
+            raise LabError(
+                f"Kafka's jars could not be fetched from {mirror()} ({_reason(error)}): check the network, set "
+                "HTTPS_PROXY and REQUESTS_CA_BUNDLE where your network needs them, or COURSE_MAVEN_MIRROR to a mirror; "
+                "then try again."
+            ) from error
+        except ValueError as error:
+            if "hash" not in str(error):
+                raise
+            name = str(error).split("(")[1].split(")")[0] if "(" in str(error) else "a jar"
+            raise LabError(
+                f"What came from {mirror()} as {name} is not the file that this course was tested with (its sha256 "
+                "differs), so it was not kept: try again, or check the mirror."
+            ) from error
+        except Timeout as error:
+            raise LabError(
+                f"Another process has been filling {cache_folder()} for five minutes: let it end or stop it, then try "
+                "again."
+            ) from error
 
 
 def _reason(error: BaseException) -> str:
