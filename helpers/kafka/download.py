@@ -80,11 +80,18 @@ def _fetch(jars: list[Jar], bar: tqdm) -> None:
         retry_if_failed=1,
     )
 
+    def download(url: str, target: str, _pooch) -> None:
+        """As pooch's own would, with one bar for all files."""
+        with requests.get(url, stream=True, timeout=30) as answer, open(target, "wb") as file:
+            answer.raise_for_status()
+            for chunk in answer.iter_content(65536):
+                bar.update(file.write(chunk))
+
     def fetch_one(jar: Jar) -> None:
         log.debug("fetching %s, %d bytes", jar.path, jar.size)
         # What is there under this name is damaged, else it would not be fetched.
         (jars_folder() / jar.path).unlink(missing_ok=True)
-        fetcher.fetch(jar.path, downloader=pooch.HTTPDownloader(timeout=30, progressbar=_Share(bar)))
+        fetcher.fetch(jar.path, downloader=download)
 
     with ThreadPoolExecutor(4) as pool:
         futures = [pool.submit(fetch_one, jar) for jar in jars]
@@ -94,27 +101,6 @@ def _fetch(jars: list[Jar], bar: tqdm) -> None:
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-
-
-class _Share:
-    """What pooch takes for a progress bar: one file's share of the bar for all files."""
-
-    def __init__(self, bar: tqdm):
-        self.bar = bar
-        self.total = 0
-        self.counted = 0
-
-    def update(self, size: int) -> None:
-        """Count `size` more bytes."""
-        self.bar.update(size)
-        self.counted += size
-
-    def reset(self) -> None:
-        """Take back what was counted: pooch counts whole chunks, resets at the end, and then adds the true total."""
-        self.update(-self.counted)
-
-    def close(self) -> None:
-        """Leave the shared bar open."""
 
 
 @contextlib.contextmanager

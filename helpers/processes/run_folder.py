@@ -226,14 +226,11 @@ def _is_over(process: psutil.Process) -> bool:
         return True
 
 
-def _without_frames(text: str) -> list[str]:
-    return [line for line in text.splitlines() if not line.startswith(("\tat ", "\t... "))]
-
-
 def tail(log: Path, lines: int = 8) -> str:
     """The last lines of a log file, indented, without Java's stack frames; for messages about a process that ended."""
     try:
         text = log.read_text(errors="replace")
     except OSError:
         return "  (no log)"
-    return "\n".join("  " + line[:200] for line in _without_frames(text)[-lines:]) or "  (its log is empty)"
+    told = [line for line in text.splitlines() if not line.startswith(("\tat ", "\t... "))]
+    return "\n".join("  " + line[:200] for line in told[-lines:]) or "  (its log is empty)"
