@@ -21,6 +21,7 @@ from classroom.folder import Folder
 from classroom.learners import BOARD
 from exercises.frame.board_client import LONGEST
 from helpers.errors import LabError
+from helpers.waiting import wait_until
 
 STUCK = 3  # tries without success
 SLOW = 600  # seconds since the last try that was not right
@@ -216,11 +217,11 @@ class Reader:
         self.step(0)
         parts = self._consumer.assignment() & self._there()  # the end of one that is not there would be waited for
         ends = self._consumer.end_offsets(list(parts)) if parts else {}
-        deadline = time.monotonic() + seconds
-        while any((self._position(part) or 0) < end for part, end in ends.items()):
-            if time.monotonic() > deadline:
-                raise TimeoutError("the board's topics could not be read in time")
-            self.step(200)
+
+        def is_read():
+            return all((self._position(part) or 0) >= end for part, end in ends.items()) or self.step(200)
+
+        wait_until(is_read, "the board's topics to be read", seconds)
 
     def _there(self) -> set[TopicPartition]:
         return {TopicPartition(topic, 0) for topic in self._consumer.topics()}

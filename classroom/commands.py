@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from helpers import paths
-from helpers.errors import LabError
+from helpers.errors import LabError, refused
 
 PORT = 9093
 
@@ -372,18 +372,11 @@ def board(path: Path, text: bool, port: int) -> None:
     with brokers_asked():
         reader = live_board.Reader(Folder(path), asked)
     if text:
-        try:
-            with brokers_asked():
-                reader.catch_up()
+        with contextlib.closing(reader), brokers_asked():
+            reader.catch_up()
             click.echo(live_board.as_text(reader.model.shown(time.time())))
-        finally:
-            reader.close()
         return
     live = live_board.Live(reader)
-    try:
+    with contextlib.closing(live), refused(f"Port {port} cannot be used", "choose another with --port"):
         click.echo(f"The board is at http://localhost:{port} (Ctrl-C ends it).")
         live_board.serve_page(live, port)
-    except OSError as error:
-        raise LabError(f"Port {port} cannot be used ({error.strerror}): choose another with --port.") from error
-    finally:
-        live.close()

@@ -20,7 +20,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from helpers import paths
-from helpers.errors import LabError
+from helpers.errors import LabError, refused
 from helpers.files import write_whole
 from helpers.waiting import wait_until
 
@@ -201,15 +201,11 @@ class Folder:
 
 @contextlib.contextmanager
 def _one_sentence(path: Path):
-    try:
-        yield
-    except OSError as error:
-        raise LabError(
-            f"The class's folder {path} cannot be used ({error.strerror}): free space there, or choose another with "
-            "--dir."
-        ) from error
-    except (ValueError, TypeError) as error:
-        raise LabError(
-            f"What is in {path} is not a class of this version of the course ({error}): choose another folder with "
-            "--dir."
-        ) from error
+    with refused(f"The class's folder {path} cannot be used", "free space there, or choose another with --dir"):
+        try:
+            yield
+        except (ValueError, TypeError) as error:
+            raise LabError(
+                f"What is in {path} is not a class of this version of the course ({error}): choose another folder with "
+                "--dir."
+            ) from error

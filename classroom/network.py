@@ -2,10 +2,7 @@
 
 import contextlib
 import ipaddress
-import shutil
 import socket
-import subprocess
-from pathlib import Path
 
 import psutil
 
@@ -13,7 +10,7 @@ from classroom import server
 from classroom.folder import Folder
 from helpers.kafka import diagnosis
 
-NOBODY, CERTIFICATE = 2, 4  # steps of remote.Unreachable
+NOBODY, CERTIFICATE = 2, 4  # steps of diagnosis.Unreachable
 
 
 def advice(error: diagnosis.Unreachable) -> str:
@@ -92,35 +89,16 @@ def of_class(folder: Folder) -> tuple[str, str, str]:
                 f"nobody answers at {kept.address}:{port} ({error.strerror or error})",
                 "Stop `serve` and start it again.",
             )
-    wall = firewall(kept.port, kept.brokers)
+    return "ok", f"{kept.servers} answers, {len(kept.learners)} learners", firewall(kept.port, kept.brokers)
+
+
+def firewall(port: int, count: int = 1) -> str:
+    """What to do, for `count` ports in a row, about a firewall. Whether one is on is not asked: each answers otherwise,
+    and only a learner's machine shows whether learners get in."""
+    last = port + count - 1
+    ufw, firewalld = (f"{port}/tcp" if count == 1 else f"{port}{sign}{last}/tcp" for sign in ":-")
     return (
-        "warning" if wall else "ok",
-        f"{kept.servers} answers, {len(kept.learners)} learners",
-        wall or "Whether the firewall lets learners in is seen from their machine: doctor --card CARD.",
+        "Whether this machine's firewall lets learners in is seen from theirs: doctor --card CARD. To let them in: "
+        f"sudo ufw allow {ufw}, or sudo firewall-cmd --add-port={firewalld}, or on macOS allow incoming connections "
+        "for java in System Settings, Network, Firewall."
     )
-
-
-def firewall(port: int, count: int = 1, ufw: Path = Path("/etc/ufw/ufw.conf")) -> str:
-    """What to do, for `count` ports in a row, about a firewall that is known to be on; empty if none is known."""
-
-    def ports(sign: str) -> str:
-        return f"{port}/tcp" if count == 1 else f"{port}{sign}{port + count - 1}/tcp"
-
-    with contextlib.suppress(OSError):
-        if "ENABLED=yes" in ufw.read_text():
-            return f"The firewall ufw is on. If learners get no answer: sudo ufw allow {ports(':')}"
-    for program, command, word, cure in (
-        ("firewall-cmd", ["--state"], "running", f"sudo firewall-cmd --add-port={ports('-')}"),
-        (
-            "/usr/libexec/ApplicationFirewall/socketfilterfw",
-            ["--getglobalstate"],
-            "enabled",
-            "allow incoming connections for java in System Settings, Network, Firewall",
-        ),
-    ):
-        if shutil.which(program):
-            with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-                done = subprocess.run([program, *command], capture_output=True, text=True, timeout=5)
-                if word in done.stdout.split() or f"{word}." in done.stdout:
-                    return f"A firewall is on. If learners get no answer: {cure}"
-    return ""

@@ -1,5 +1,6 @@
 """The errors of the lab: each is one sentence that says what is wrong and what to do about it."""
 
+import contextlib
 import errno
 
 
@@ -31,3 +32,18 @@ def cure(error: OSError, variable: str, room: str = "some space") -> str:
         return "end other programs, and try again."
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     return (f"free {room} there, or " if full else "") + f"set {variable} to another folder, which you can write to."
+
+
+@contextlib.contextmanager
+def refused(what: str, advice: str = "", variable: str = "", room: str = "some space"):
+    """Turn what the system refuses in this block into a LabError: `what` could not be done, why, and what helps.
+
+    Args:
+        what: what could not be done, as the beginning of the sentence.
+        advice: what helps; without it, what `cure` says of `variable` and `room`.
+    """
+    try:
+        yield
+    except OSError as error:
+        helps = f"{advice}." if advice else cure(error, variable, room)
+        raise LabError(f"{what} ({error.strerror or error}): {helps}") from error

@@ -5,7 +5,6 @@ README's table from `VARIABLES`.
 """
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 
 from helpers import paths
@@ -62,8 +61,3 @@ def bootstrap_servers() -> str:
 def work_folder() -> Path:
     """Return the folder of the learner's own lessons."""
     return Path(value("COURSE_WORK_DIR") or paths.WORK)
-
-
-def without_course(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Return an environment without the course's variables, for a process that is to have none of them."""
-    return {name: text for name, text in environment.items() if not name.startswith("COURSE_")}

@@ -10,8 +10,6 @@ import contextlib
 import json
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import jpype
@@ -19,6 +17,7 @@ from jpype import JClass
 
 from helpers.kafka.broker import choose_nodes, new_id, properties
 from helpers.streams.jvm import kafka_class, library
+from helpers.waiting import wait_until
 
 # Where a version keeps its settings: what to call them, the class, and a static method or field with the ConfigDef.
 CONFIGS = {
@@ -160,17 +159,17 @@ def _clients(servers: str, folder: Path):
             consumer = client("clients.consumer.KafkaConsumer", group_id=protocol, group_protocol=protocol,
                               auto_offset_reset="earliest")  # fmt: skip
             consumer.subscribe(["source"])
-            _until(lambda consumer=consumer: consumer.poll(seconds(1)).count())
+            wait_until(lambda consumer=consumer: consumer.poll(seconds(1)).count(), "a consumer to read", WAIT)
             consumer.commitSync()
         sharer = client("clients.consumer.KafkaShareConsumer", group_id="shared")
         sharer.subscribe(["source"])
-        _until(lambda: sharer.poll(seconds(1)).count())
+        wait_until(lambda: sharer.poll(seconds(1)).count(), "a share consumer to read", WAIT)
         builder = kafka_class("streams.StreamsBuilder")()
         builder.stream("source").toTable().toStream().to("target")
         streams = _streams(builder.build(), servers, folder, strings.replace("String", "Serdes$String"))
         stack.callback(streams.close, seconds(5))
         streams.start()
-        _until(lambda: str(streams.state()) == "RUNNING")
+        wait_until(lambda: str(streams.state()) == "RUNNING", "Kafka Streams to run", WAIT)
         yield
 
 
@@ -192,14 +191,6 @@ def _streams(topology, servers: str, folder: Path, strings: str):
     }.items():  # fmt: skip
         values.setProperty(key, value)
     return kafka_class("streams.KafkaStreams")(topology, values)
-
-
-def _until(probe: Callable) -> None:
-    deadline = time.monotonic() + WAIT
-    while not probe():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"Kafka's clients did not do their work within {WAIT} s.")
-        time.sleep(0.1)
 
 
 def main(jars: str, target: str) -> None:

@@ -20,14 +20,12 @@ def check() -> None:
     lines = (KIT / "SHA256SUMS").read_text().splitlines()
     for number, line in enumerate(lines, 1):
         wanted, name = line.split("  ", 1)
-        digest = hashlib.sha256()
         try:
             with open(KIT / name, "rb") as file:
-                while block := file.read(1 << 20):
-                    digest.update(block)
+                found = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
             sys.exit(f"{name} is missing or cannot be read ({error.strerror}): unpack the kit again.")
-        if digest.hexdigest() != wanted:
+        if found != wanted:
             sys.exit(f"{name} is not what was packed: copy the kit again.")
         show(f"Checking {number} of {len(lines)} files")
     show("")

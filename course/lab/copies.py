@@ -19,6 +19,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from helpers.errors import LabError
+from helpers.files import write_whole
 
 RECORDS, EARLIER = ".course", "earlier"
 
@@ -66,7 +67,7 @@ def copy_lessons(notebooks: Path, folder: Path) -> tuple[list[Path], list[Carrie
         for lesson in lessons:
             mine = folder / lesson.name
             if not os.path.lexists(mine):
-                _replace(mine, lesson.read_bytes())
+                write_whole(mine, lesson.read_bytes())
                 _record(folder, lesson.name, lesson.read_bytes(), lesson.read_bytes())
                 made.append(mine)
             elif mine.is_file() and not mine.is_symlink():  # what else it may be, it is not ours
@@ -109,7 +110,7 @@ def reset(lesson: Path, folder: Path, with_answers: bool = False) -> tuple[Path 
             else:  # a dangling link, a folder: moved as it is
                 kept = _free_name(folder, f"{lesson.stem}-reset", "")
                 mine.rename(kept)
-        _replace(mine, fresh)
+        write_whole(mine, fresh)
         _record(folder, lesson.name, lesson.read_bytes(), fresh)
     return kept, listed
 
@@ -231,14 +232,14 @@ def _carry_over(lesson: Path, mine: Path) -> Carried | None:
     except Unreadable:  # the course's own file is damaged: no reason to touch the learner's
         return None
     base = _recorded(folder, lesson.name)
-    if base and _same(base, new):
-        return _broken(mine)
     while True:
         old = mine.read_bytes()
         try:
             notebook = parse(old)
         except Unreadable as error:
             return Carried(lesson.stem, broken=str(error))
+        if base and _same(base, new):
+            return None
         # As it was made, and made without answers in it: those of an earlier copy are the learner's all the same.
         as_made = bool(base) and base["metadata"].get("sha256") == hashlib.sha256(old).hexdigest()
         untouched = as_made and _same(notebook, base)
@@ -255,19 +256,11 @@ def _carry_over(lesson: Path, mine: Path) -> Carried | None:
         else:
             kept, data = _keep(folder, f"{lesson.stem}-until", ".ipynb", old), _written(merged)
         if mine.read_bytes() == old:  # JupyterLab may have saved it in this moment: then once more
-            _replace(mine, data)
+            write_whole(mine, data)
             _record(folder, lesson.name, lesson.read_bytes(), data)
             answers = answers_in(notebook, base or new, new)
             placed = [question for question in answers if question not in homeless]
             return Carried(lesson.stem, placed, homeless, kept)
-
-
-def _broken(mine: Path) -> Carried | None:
-    try:
-        parse(mine.read_bytes())
-    except Unreadable as error:
-        return Carried(mine.stem, broken=str(error))
-    return None
 
 
 def _by_question(notebook: dict) -> dict[str, list[dict]]:
@@ -329,39 +322,13 @@ def _written(notebook: dict) -> bytes:
         return (json.dumps(notebook, indent=1) + "\n").encode()
 
 
-def _replace(path: Path, data: bytes) -> None:
-    """Write a file in one step."""
-    with _whole(path, data) as part:
-        part.replace(path)
-
-
-@contextlib.contextmanager
-def _whole(path: Path, data: bytes):
-    """A hidden file beside `path` that holds the data, whole and on the disk; gone afterwards if it is still there."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(part, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        yield part
-    finally:
-        part.unlink(missing_ok=True)
-
-
 def _keep(folder: Path, name: str, suffix: str, data: bytes) -> Path:
     """Write data to a file in `earlier` that is named after today; one that holds the same already will do."""
     for path in sorted((folder / EARLIER).glob(f"{name}-*{suffix}")):
         if path.is_file() and path.read_bytes() == data:
             return path
-    path = _free_name(folder, name, suffix)
-    with _whole(path, data) as part:
-        try:
-            os.link(part, path)  # unlike a renaming it never replaces a file
-        except FileExistsError:
-            raise
-        except OSError:  # a file system without links; the lock keeps others away
-            part.replace(path)
+    path = _free_name(folder, name, suffix)  # and it stays free: the lock keeps others away
+    write_whole(path, data)
     return path
 
 
@@ -404,7 +371,7 @@ def _record(folder: Path, name: str, lesson: bytes, copied: bytes) -> None:
         "starters": {question: sorted(texts) for question, texts in starters.items()},
     }
     record = {"metadata": metadata, "cells": cells}
-    _replace(folder / RECORDS / name, _written(record))
+    write_whole(folder / RECORDS / name, _written(record))
 
 
 def _recorded(folder: Path, name: str) -> dict | None:

@@ -24,7 +24,7 @@ import yaml
 from tqdm import tqdm
 
 from course.run import executor
-from helpers.errors import LabError
+from helpers.errors import LabError, refused
 from helpers.kafka import cache
 from helpers.processes.run_folder import tail
 
@@ -139,7 +139,7 @@ def prepare_out(out: Path, lessons: list[Path]) -> None:
     for path in [out / lesson.name for lesson in lessons]:
         if path.is_file() and not _comes_from_a_run(path):
             raise LabError(f"{path} was not made by a run, and would be lost: choose another folder with --out.")
-    try:
+    with refused(f"The folder {out} cannot be written", "choose another one with --out"):
         out.mkdir(parents=True, exist_ok=True)
         for lesson in lessons:
             for suffix in (".ipynb", ".html"):
@@ -148,10 +148,6 @@ def prepare_out(out: Path, lessons: list[Path]) -> None:
         (out / "junit.xml").unlink(missing_ok=True)
         with tempfile.TemporaryFile(dir=out):
             pass
-    except OSError as error:
-        raise LabError(
-            f"The folder {out} cannot be written ({error.strerror}): choose another one with --out."
-        ) from error
 
 
 def _comes_from_a_run(path: Path) -> bool:

@@ -17,7 +17,7 @@ from base64 import urlsafe_b64encode
 from dataclasses import dataclass
 from pathlib import Path
 
-from helpers.errors import BrokerDied, LabError, NoMemory, PortTaken, cure
+from helpers.errors import BrokerDied, LabError, NoMemory, PortTaken, refused
 from helpers.kafka import cache
 from helpers.processes.run_folder import Processes, tail
 
@@ -165,16 +165,12 @@ class Broker:
         self.data = (home / f"broker-{node.id}" if home else self._folder) / "data"
         self.log = (home or processes.folder) / f"broker-{node.id}.log"
         self.pid: int | None = None
-        try:
+        with refused(f"A broker's folder {self._folder} could not be written", variable="TMPDIR"):
             self._folder.mkdir()
             self._settings = self._folder / "server.properties"
             self._settings.touch(mode=0o600)  # a secured broker's hold passwords
             values = settings(node, nodes, self.data)
             self._settings.write_text("".join(f"{key}={escape(value)}\n" for key, value in values.items()))
-        except OSError as error:
-            raise LabError(
-                f"A broker's folder {self._folder} could not be written ({error.strerror}): {cure(error, 'TMPDIR')}"
-            ) from error
 
     @property
     def formatted(self) -> bool:
@@ -189,16 +185,12 @@ class Broker:
         """Write the storage that Kafka's formatter would write, from a template that it once wrote (0.7 s less a
         broker)."""
         data = self.data
-        try:
+        with refused(f"A broker's storage in {data} could not be written", variable="TMPDIR"):
             (data / METADATA).mkdir(parents=True)
             shutil.copyfile(template, data / METADATA / template.name)
             (data / "meta.properties").write_text(
                 f"version=1\ncluster.id={self.cluster_id}\nnode.id={self.node.id}\ndirectory.id={new_id()}\n"
             )
-        except OSError as error:
-            raise LabError(
-                f"A broker's storage in {data} could not be written ({error.strerror}): {cure(error, 'TMPDIR')}"
-            ) from error
 
     def start(self, *jvm_options: str) -> None:
         """Start the process; returns at once."""

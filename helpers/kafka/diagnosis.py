@@ -14,9 +14,8 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from kafka import errors as kafka_errors
 from kafka.net.sasl import get_sasl_mechanism
@@ -26,7 +25,7 @@ from kafka.protocol.parser import KafkaProtocol
 from kafka.protocol.sasl import SaslAuthenticateRequest, SaslHandshakeRequest
 
 from helpers import settings
-from helpers.errors import LabError
+from helpers.errors import LabError, refused
 from helpers.kafka.cache import KAFKA_VERSION
 
 PROTOCOLS = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
@@ -50,9 +49,8 @@ class Unreachable(LabError):
         self.step, self.what, self.cure = step, what, cure
 
 
-@dataclass(frozen=True)
-class Address:
-    """Where a broker listens."""
+class Address(NamedTuple):
+    """Where a broker listens; the standard library takes it for an address, too."""
 
     host: str
     port: int
@@ -61,19 +59,11 @@ class Address:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
-@dataclass(frozen=True)
-class Greeting:
-    """What a broker told of its cluster.
+class Greeting(NamedTuple):
+    """What a broker told of its cluster: each broker's address, by id, and whether the user has rights on a topic."""
 
-    Attributes:
-        version: Kafka's version as far as the protocol shows it, e.g. (4, 3).
-        brokers: the address of each broker, by id.
-        may_see: True when the user has rights on the topic that was asked for, whether it exists or not.
-    """
-
-    version: tuple[int, ...]
     brokers: dict[int, Address]
-    may_see: bool
+    may_see: bool  # the topic that was asked for, whether it exists or not
 
 
 # -- the environment -------------------------------------------------------------------------------------------------
@@ -152,18 +142,12 @@ def _check_one_of(name: str, value: str, known: tuple[str, ...]) -> None:
 
 def _ca_file(text: str) -> str:
     path = Path(text).expanduser().absolute()
-    try:
-        ssl.create_default_context().load_verify_locations(path)
-    except ssl.SSLError as error:
-        raise LabError(
-            f"COURSE_SSL_CA_FILE, {path}, holds no certificate in PEM format: "
-            "set it to the CA file that you were given with the cluster's address."
-        ) from error
-    except OSError as error:
-        raise LabError(
-            f"COURSE_SSL_CA_FILE, {path}, cannot be read ({error.strerror}): "
-            "set it to the CA file that you were given with the cluster's address."
-        ) from error
+    cure = "set it to the CA file that you were given with the cluster's address"
+    with refused(f"COURSE_SSL_CA_FILE, {path}, cannot be read", cure):
+        try:
+            ssl.create_default_context().load_verify_locations(path)
+        except ssl.SSLError as error:
+            raise LabError(f"COURSE_SSL_CA_FILE, {path}, holds no certificate in PEM format: {cure}.") from error
     return str(path)
 
 
@@ -176,7 +160,7 @@ def greet_any(targets: list[Address], settings: dict, topic: str, timeout: float
     Raises:
         Unreachable: none answered; the reason of the one where the way went farthest.
     """
-    results = _at_once(lambda address: greet(address, settings, topic, timeout), targets, timeout, enough=1)
+    results = _greet_at_once(targets, settings, topic, timeout, one_will_do=True)
     answered = [address for address in targets if isinstance(results[address], Greeting)]
     if not answered:
         raise max(results.values(), key=lambda error: error.step)
@@ -189,7 +173,7 @@ def greet_all(brokers: dict[int, Address], settings: dict, topic: str, timeout: 
     Raises:
         Unreachable: one of them cannot be used from here.
     """
-    results = _at_once(lambda address: greet(address, settings, topic, timeout), [*brokers.values()], timeout)
+    results = _greet_at_once([*brokers.values()], settings, topic, timeout)
     for id, address in brokers.items():
         if isinstance(error := results[address], Unreachable):
             raise Unreachable(
@@ -214,7 +198,7 @@ def greet(address: Address, settings: dict, topic: str, timeout: float) -> Greet
     deadline = time.monotonic() + timeout
     with _encrypt(_connect(address, deadline), address, settings, deadline) as connected:
         line = _Line(connected, address, deadline)
-        version = _ask_version(line, address, settings, deadline)
+        _ask_version(line, address, settings, deadline)
         if "sasl_mechanism" in settings:
             _log_in(line, address, settings)
         try:
@@ -231,7 +215,6 @@ def greet(address: Address, settings: dict, topic: str, timeout: float) -> Greet
                 "COURSE_SASL_USERNAME and COURSE_SASL_PASSWORD",
             ) from error
     return Greeting(
-        version,
         {broker.node_id: Address(broker.host, broker.port) for broker in answer.brokers},
         answer.topics[0].error_code != kafka_errors.TopicAuthorizationFailedError.errno,
     )
@@ -239,7 +222,7 @@ def greet(address: Address, settings: dict, topic: str, timeout: float) -> Greet
 
 def _connect(address: Address, deadline: float) -> socket.socket:
     try:
-        return socket.create_connection((address.host, address.port), timeout=_left(deadline))
+        return socket.create_connection(address, timeout=_left(deadline))
     except (socket.gaierror, UnicodeError) as error:
         raise Unreachable(
             1,
@@ -332,8 +315,8 @@ class _Line:
             ) from error
 
 
-def _ask_version(line: _Line, address: Address, settings: dict, deadline: float) -> tuple[int, ...]:
-    """Kafka's version, and with it which requests the broker takes."""
+def _ask_version(line: _Line, address: Address, settings: dict, deadline: float) -> None:
+    """Ask which requests the broker takes, which shows its version too."""
     try:
         answer = line.ask(ApiVersionsRequest(version=0))
         line.versions = BrokerVersionData(
@@ -357,25 +340,19 @@ def _ask_version(line: _Line, address: Address, settings: dict, deadline: float)
             f"what listens at {address} is a controller, not a broker",
             "set COURSE_BOOTSTRAP_SERVERS to the port of a broker",
         )
-    version = line.versions.broker_version
-    if version < OLDEST:
+    if line.versions.broker_version < OLDEST:
         raise Unreachable(
             8,
             f"the cluster at {address} is Apache Kafka {line.versions.broker_version_str} or so, "
             "and the lessons use the group and transaction protocols of 4.0 and the share groups of 4.2",
             f"use a newer cluster (the course is tested with {KAFKA_VERSION}), {OWN_BROKER}",
         )
-    return version
 
 
 def _speaks_tls(address: Address, deadline: float) -> bool:
     """Whether a second connection gets a TLS handshake done, whoever signed the certificate."""
-    anyone = ssl.create_default_context()
-    anyone.check_hostname = False
-    anyone.verify_mode = ssl.CERT_NONE
-    with contextlib.suppress(OSError), socket.create_connection((address.host, address.port), _left(deadline)) as plain:
-        anyone.wrap_socket(plain, server_hostname=address.host).close()
-        return True
+    with contextlib.suppress(OSError):
+        return bool(ssl.get_server_certificate(address, timeout=_left(deadline)))
     return False
 
 
@@ -411,40 +388,32 @@ def _log_in(line: _Line, address: Address, settings: dict) -> None:
         ) from error
 
 
-def _at_once(work: Callable, targets: list[Address], timeout: float, enough: int | None = None) -> dict:
-    """Call `work` for all addresses at the same time; returns by address its result, or the Unreachable it raised.
+def _greet_at_once(targets: list[Address], settings: dict, topic: str, timeout: float, one_will_do=False) -> dict:
+    """Greet all addresses at the same time; returns by address its Greeting, or the Unreachable.
 
+    With `one_will_do` the others get one more second after the first answer.
     In threads that nobody waits for: a name service that is silent would hold them for longer than the deadline.
-
-    Args:
-        work: a function of an address.
-        targets: the addresses.
-        timeout: seconds to wait.
-        enough: as soon as so many succeeded the others get one more second.
     """
-    answers = queue.SimpleQueue()
+    answers: queue.SimpleQueue = queue.SimpleQueue()
 
-    def run(address):
+    def run(address: Address) -> None:
         try:
-            answers.put((address, work(address)))
+            answers.put((address, greet(address, settings, topic, timeout)))
         except Unreachable as error:
             answers.put((address, error))
         except Exception as error:
             answers.put((address, Unreachable(0, f"{address} could not be tried ({error!r})", "report this as a bug")))
 
-    for address in set(targets):
+    results = {address: _nobody(address, f"not within {timeout:g} s") for address in targets}
+    for address in results:
         threading.Thread(target=run, args=(address,), daemon=True).start()
-    results = {}
     deadline = time.monotonic() + timeout + 1  # they keep to `timeout` themselves, but for the name service
-    while len(results) < len(set(targets)):
-        try:
-            address, result = answers.get(timeout=max(0, deadline - time.monotonic()))
-        except queue.Empty:
-            break
-        results[address] = result
-        if enough and sum(isinstance(r, Greeting) for r in results.values()) == enough:
-            deadline = min(deadline, time.monotonic() + 1)
-    return {address: results.get(address, _nobody(address, f"not within {timeout:g} s")) for address in targets}
+    with contextlib.suppress(queue.Empty):
+        for _ in range(len(results)):
+            address, results[address] = answers.get(timeout=max(0, deadline - time.monotonic()))
+            if one_will_do and isinstance(results[address], Greeting):
+                deadline = min(deadline, time.monotonic() + 1)
+    return results
 
 
 def _left(deadline: float) -> float:

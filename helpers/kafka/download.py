@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from helpers import settings
-from helpers.errors import LabError, cure
+from helpers.errors import LabError, refused
 from helpers.kafka.cache import Jar, aot_cache, cache_folder, is_ready, jar_list, jars_folder, missing, storage_template
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ def prepare(train) -> None:
     """
     if is_ready():
         return
-    with _clear_errors(), _locked():
+    with _filling():
         if is_ready():  # another process filled it meanwhile
             return
         lacking = missing(jar_list("kafka_jars.txt"))
@@ -55,7 +55,7 @@ def prepare_jars(name: str) -> list[Path]:
     """
     wanted = jar_list(name)
     if missing(wanted):
-        with _clear_errors(), _locked():
+        with _filling():
             lacking = missing(wanted)
             with _bar("Fetching jars (once)", lacking) as bar:
                 _fetch(lacking, bar)
@@ -80,11 +80,18 @@ def _fetch(jars: list[Jar], bar: tqdm) -> None:
         retry_if_failed=1,
     )
 
+    def download(url: str, target: str, _pooch) -> None:
+        """As pooch's own would, with one bar for all files."""
+        with requests.get(url, stream=True, timeout=30) as answer, open(target, "wb") as file:
+            answer.raise_for_status()
+            for chunk in answer.iter_content(65536):
+                bar.update(file.write(chunk))
+
     def fetch_one(jar: Jar) -> None:
         log.debug("fetching %s, %d bytes", jar.path, jar.size)
         # What is there under this name is damaged, else it would not be fetched.
         (jars_folder() / jar.path).unlink(missing_ok=True)
-        fetcher.fetch(jar.path, downloader=pooch.HTTPDownloader(timeout=30, progressbar=_Share(bar)))
+        fetcher.fetch(jar.path, downloader=download)
 
     with ThreadPoolExecutor(4) as pool:
         futures = [pool.submit(fetch_one, jar) for jar in jars]
@@ -94,27 +101,6 @@ def _fetch(jars: list[Jar], bar: tqdm) -> None:
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-
-
-class _Share:
-    """What pooch takes for a progress bar: one file's share of the bar for all files."""
-
-    def __init__(self, bar: tqdm):
-        self.bar = bar
-        self.total = 0
-        self.counted = 0
-
-    def update(self, size: int) -> None:
-        """Count `size` more bytes."""
-        self.bar.update(size)
-        self.counted += size
-
-    def reset(self) -> None:
-        """Take back what was counted: pooch counts whole chunks, resets at the end, and then adds the true total."""
-        self.update(-self.counted)
-
-    def close(self) -> None:
-        """Leave the shared bar open."""
 
 
 @contextlib.contextmanager
@@ -152,12 +138,8 @@ def _bar(description: str, jars: list[Jar]):
 @contextlib.contextmanager
 def _counting_seconds(bar: tqdm, description: str):
     """Let the bar say what is being done and for how long, where nothing tells how much of it is done."""
-    if bar.disable:
-        yield
-        return
     bar.set_description_str(description, refresh=False)
-    bar.bar_format = "{desc} … {elapsed}"
-    bar.start_t = time.time()
+    bar.bar_format, bar.start_t = "{desc} … {elapsed}", time.time()
     done = threading.Event()
 
     def tick():
@@ -165,52 +147,44 @@ def _counting_seconds(bar: tqdm, description: str):
             bar.refresh()
 
     bar.refresh()
-    ticker = threading.Thread(target=tick, daemon=True)
-    ticker.start()
-    try:
-        yield
-    finally:
-        done.set()
-        ticker.join()
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(tick)
+        try:
+            yield
+        finally:
+            done.set()
 
 
 @contextlib.contextmanager
-def _locked():
-    """One process at a time fills the cache; the others wait and find it full."""
-    cache_folder().mkdir(parents=True, exist_ok=True)
-    with FileLock(cache_folder() / "lock", timeout=300):
-        yield
+def _filling():
+    """One process at a time fills the cache; the others wait and find it full.
 
-
-@contextlib.contextmanager
-def _clear_errors():
-    """Turn what can go wrong while the cache is filled into one sentence each; a file that is half there never gets
-    its name."""
-    try:
-        yield
-    except requests.RequestException as error:
-        raise LabError(
-            f"Kafka's jars could not be fetched from {mirror()} ({_reason(error)}): check the network, set HTTPS_PROXY "
-            "and REQUESTS_CA_BUNDLE where your network needs them, or COURSE_MAVEN_MIRROR to a mirror; then try again."
-        ) from error
-    except ValueError as error:
-        if "hash" not in str(error):
-            raise
-        name = str(error).split("(")[1].split(")")[0] if "(" in str(error) else "a jar"
-        raise LabError(
-            f"What came from {mirror()} as {name} is not the file that this course was tested with (its sha256 "
-            "differs), so it was not kept: try again, or check the mirror."
-        ) from error
-    except Timeout as error:
-        raise LabError(
-            f"Another process has been filling {cache_folder()} for five minutes: let it end or stop it, then try "
-            "again."
-        ) from error
-    except OSError as error:
-        raise LabError(
-            f"The cache folder {cache_folder()} cannot be filled ({error.strerror or error}): "
-            f"{cure(error, 'COURSE_CACHE_DIR', '200 MB')}"
-        ) from error
+    What can go wrong meanwhile becomes one sentence each; a file that is half there never gets its name.
+    """
+    with refused(f"The cache folder {cache_folder()} cannot be filled", variable="COURSE_CACHE_DIR", room="200 MB"):
+        try:
+            cache_folder().mkdir(parents=True, exist_ok=True)
+            with FileLock(cache_folder() / "lock", timeout=300):
+                yield
+        except requests.RequestException as error:
+            raise LabError(
+                f"Kafka's jars could not be fetched from {mirror()} ({_reason(error)}): check the network, set "
+                "HTTPS_PROXY and REQUESTS_CA_BUNDLE where your network needs them, or COURSE_MAVEN_MIRROR to a mirror; "
+                "then try again."
+            ) from error
+        except ValueError as error:
+            if "hash" not in str(error):
+                raise
+            name = str(error).split("(")[1].split(")")[0] if "(" in str(error) else "a jar"
+            raise LabError(
+                f"What came from {mirror()} as {name} is not the file that this course was tested with (its sha256 "
+                "differs), so it was not kept: try again, or check the mirror."
+            ) from error
+        except Timeout as error:
+            raise LabError(
+                f"Another process has been filling {cache_folder()} for five minutes: let it end or stop it, then try "
+                "again."
+            ) from error
 
 
 def _reason(error: BaseException) -> str:

@@ -6,6 +6,7 @@ Only matplotlib's object interface is used: no pyplot, no rcParams, so a learner
 from __future__ import annotations
 
 import io
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache, lru_cache
 from math import ceil
@@ -110,12 +111,8 @@ def fit(text: str, width: float, size: float = BODY, bold: bool = False) -> str:
     most = int(width / 2)  # no letter is narrower than two pixels
     if len(text) <= most and text_width(text, size, bold) <= width:
         return text
-    low, high = 0, min(len(text), most)
-    while low < high:
-        middle = (low + high + 1) // 2
-        short = text[:middle].rstrip() + "…"
-        low, high = (middle, high) if text_width(short, size, bold) <= width else (low, middle - 1)
-    return text[:low].rstrip() + "…"
+    short = [text[:letters].rstrip() + "…" for letters in range(min(len(text), most) + 1)]
+    return short[max(0, bisect_right(short, width, key=lambda each: text_width(each, size, bold)) - 1)]
 
 
 def wrap(text: str, width: float, size: float = BODY, bold: bool = False) -> list[str]:

@@ -2,11 +2,14 @@
 
 import contextlib
 import threading
+from dataclasses import replace
 
-from kafka import KafkaConsumer, KafkaProducer
-from kafka.serializer import JsonSerializer
+from kafka import KafkaConsumer
 
-from helpers.play.panel import CUSTOMERS, Play, order_label
+from helpers.pictures import OwnershipRecorder, log_view, stacked
+from helpers.pictures.ownership import VIEW
+from helpers.pictures.picture import Picture
+from helpers.play.panel import CUSTOMERS, Play
 from helpers.waiting import wait_until
 
 
@@ -19,12 +22,10 @@ class Group(Play):
     names = ("pia", "tim", "uma", "vic", "zoe")
 
     def begin(self) -> None:
-        from helpers.pictures import OwnershipRecorder
-
         self.topic, self.group = self.cluster.topic("orders", partitions=4), self.cluster.group("packers")
         self.recorder = OwnershipRecorder(self.topic, 4, self.cluster)
         self.number, self.members = 0, {}
-        self.producer = KafkaProducer(**self.cluster.connection, value_serializer=JsonSerializer())
+        self.producer = self.new_producer()
 
     def send(self) -> str:
         before = self.number
@@ -73,14 +74,8 @@ class Group(Play):
         return "; ".join(f"{name}: {', '.join(share) or 'none'}" for name, share in shares.items())
 
     def look(self):
-        from dataclasses import replace
-
-        from helpers.pictures import capture_log, log_view, stacked
-        from helpers.pictures.ownership import VIEW
-        from helpers.pictures.picture import Picture
-
         model = self.recorder.model()
-        log = capture_log(self.cluster, self.topic, [self.group], label=order_label, timeout=3)
+        log = self.read_log(self.group)
         moments = model.moments[-4:]
         start = moments[0].time - 1 if moments else 0
         spans = tuple(replace(s, start=max(s.start, start)) for s in model.spans if s.end > start)
@@ -95,7 +90,7 @@ class Group(Play):
     def end(self) -> None:
         for member in self.members.values():
             member.leave()
-        self.producer.close(timeout=1)
+        super().end()
 
 
 class Member(threading.Thread):

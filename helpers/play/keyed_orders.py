@@ -1,9 +1,9 @@
 """Lesson 09: keys and partitions, and partitions added under them."""
 
-from kafka import KafkaAdminClient, KafkaProducer
-from kafka.serializer import JsonSerializer
+from kafka import KafkaAdminClient
 
-from helpers.play.panel import CUSTOMERS, Play, order_label
+from helpers.pictures import log_view
+from helpers.play.panel import CUSTOMERS, Play
 from helpers.waiting import wait_until
 
 
@@ -20,9 +20,7 @@ class Keys(Play):
     def begin(self) -> None:
         self.topic = self.cluster.topic("orders", partitions=3)
         self.number, self.partitions, self.places = 0, 3, {}
-        self.producer = KafkaProducer(
-            **self.cluster.connection, value_serializer=JsonSerializer(), metadata_max_age_ms=300
-        )
+        self.producer = self.new_producer(metadata_max_age_ms=300)
 
     def __getattr__(self, name: str):
         if name.startswith("order_"):
@@ -50,10 +48,5 @@ class Keys(Play):
         return f"The topic has {self.partitions} partitions now. What is on the log stays where it is."
 
     def look(self):
-        from helpers.pictures import capture_log, log_view
-
-        log = capture_log(self.cluster, self.topic, label=order_label, timeout=3)
+        log = self.read_log()
         return log, lambda: log_view(log, "Which customer's orders are where", keys=CUSTOMERS)
-
-    def end(self) -> None:
-        self.producer.close(timeout=1)

@@ -7,7 +7,8 @@ from kafka.errors import KafkaError
 from kafka.serializer import JsonSerializer
 
 from helpers.kafka.reading import read_topic
-from helpers.play.panel import CUSTOMERS, Play, order_label
+from helpers.pictures import log_view, stacked, table_view
+from helpers.play.panel import CUSTOMERS, Play
 
 
 class Transaction(Play):
@@ -31,9 +32,7 @@ class Transaction(Play):
 
     def _new_producer(self) -> None:
         earlier, self.open = self.producer, False
-        self.producer = KafkaProducer(
-            **self.cluster.connection, transactional_id=self.id, value_serializer=JsonSerializer()
-        )
+        self.producer = self.new_producer(transactional_id=self.id)
         self.producer.init_transactions()
         if earlier:  # fenced now: whatever it still does has no effect
             with contextlib.suppress(Exception):
@@ -78,9 +77,7 @@ class Transaction(Play):
         return f"A new producer with the same transactional id: init_transactions() fences the old one. {left}"
 
     def look(self):
-        from helpers.pictures import capture_log, log_view, stacked, table_view
-
-        log = capture_log(self.cluster, self.topic, label=order_label, timeout=3)
+        log = self.read_log()
 
         def draw():
             rows = {}
@@ -91,6 +88,3 @@ class Transaction(Play):
             return stacked(parts, "What is on the log, and who reads what of it")
 
         return log, draw
-
-    def end(self) -> None:
-        self.producer.close(timeout=1)

@@ -7,8 +7,14 @@ import queue
 import threading
 from collections import deque
 
+from kafka import KafkaProducer
+from kafka.serializer import JsonSerializer
+
 from helpers.kafka.embedded import own_cluster
 from helpers.notebook import somebody_is_watching
+from helpers.pictures import capture_log
+from helpers.pictures.log import Log
+from helpers.pictures.picture import picture_as_html
 
 IDLE = 900  # seconds without a click after which a panel stops its brokers
 CUSTOMERS = ["ann", "bob", "eve", "mia"]
@@ -21,6 +27,8 @@ class Play:
     ends: str  #: what to try, a sentence
     count = 1  #: how many brokers
     acts: dict[str, str]  #: the labels of the buttons, with the names of their methods
+    topic: str  #: what `begin` makes
+    producer: KafkaProducer  #: likewise
 
     def __init__(self):
         self._clicks = queue.SimpleQueue()
@@ -58,6 +66,17 @@ class Play:
 
     def end(self) -> None:
         """Close clients, also those of a `begin` that failed half-way."""
+        self.producer.close(timeout=1)
+
+    # -- what all kinds have --
+
+    def new_producer(self, **settings) -> KafkaProducer:
+        """A producer of orders."""
+        return KafkaProducer(**self.cluster.connection, value_serializer=JsonSerializer(), **settings)
+
+    def read_log(self, *groups: str) -> Log:
+        """What is on the topic, to be seen."""
+        return capture_log(self.cluster, self.topic, groups, label=order_label, timeout=3)
 
     # -- the panel --
 
@@ -147,8 +166,6 @@ class Play:
             self._changed.clear()
 
     def _show(self, picture) -> None:
-        from helpers.pictures.picture import picture_as_html
-
         self.shown = picture
         if self._widgets:
             self._picture.value = picture_as_html(picture)

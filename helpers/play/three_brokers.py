@@ -2,12 +2,10 @@
 
 import time
 
-from kafka import KafkaProducer
 from kafka.errors import KafkaError
-from kafka.serializer import JsonSerializer
 
-from helpers.pictures import capture
-from helpers.play.panel import CUSTOMERS, Play, order_label
+from helpers.pictures import capture, log_view, stacked, table_view
+from helpers.play.panel import CUSTOMERS, Play
 
 
 class Brokers(Play):
@@ -32,10 +30,7 @@ class Brokers(Play):
         self.away: tuple[int, str] | None = None  # the broker that is away, and how
 
     def _new_producer(self):
-        return KafkaProducer(
-            **self.cluster.connection, value_serializer=JsonSerializer(), delivery_timeout_ms=5000,
-            request_timeout_ms=1000, max_block_ms=5000,
-        )  # fmt: skip
+        return self.new_producer(delivery_timeout_ms=5000, request_timeout_ms=1000, max_block_ms=5000)
 
     def send(self) -> str:
         self.number += 1
@@ -74,8 +69,6 @@ class Brokers(Play):
         return f"Broker {broker} is back, and all copies are in sync after {time.monotonic() - since:.1f} s."
 
     def look(self):
-        from helpers.pictures import capture_log, log_view, stacked, table_view
-
         with capture.admin_of(self.cluster) as admin:
             (partition,) = admin.describe_topics([self.topic])[0]["partitions"]
         leader, in_sync = partition["leader_id"], partition["isr_nodes"]
@@ -84,13 +77,10 @@ class Brokers(Play):
             process = self.away[1] if self.away and self.away[0] == broker else "runs"
             part = "leader" if broker == leader else "in sync" if broker in in_sync else "behind"
             rows[f"broker {broker}"] = {"process": process, "its copy": part}
-        log = capture_log(self.cluster, self.topic, label=order_label, timeout=3)
+        log = self.read_log()
 
         def draw():
             parts = [table_view(rows, "brokers", "", keys=[*CUSTOMERS, *rows]), log_view(log, "", keys=CUSTOMERS)]
             return stacked(parts, "What the brokers are doing, and what is on the log")
 
         return (rows, log), draw
-
-    def end(self) -> None:
-        self.producer.close(timeout=1)

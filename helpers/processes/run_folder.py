@@ -23,7 +23,7 @@ from pathlib import Path
 import psutil
 
 from helpers import settings
-from helpers.errors import LabError, cure
+from helpers.errors import LabError, cure, refused
 
 log_calls = logging.getLogger(__name__)
 
@@ -40,14 +40,9 @@ def base_folder() -> Path:
         base = Path(tempfile.gettempdir()) / f"kafka-course-{os.getuid()}"
     except OSError as error:
         raise LabError("No temp folder can be written to: set TMPDIR to a folder that you can write to.") from error
-    try:
+    with refused(f"No folder for the brokers' data could be made in {base.parent}", variable="TMPDIR"):
         base.mkdir(mode=0o700, exist_ok=True)
         found = base.lstat()
-    except OSError as error:
-        raise LabError(
-            f"No folder for the brokers' data could be made in {base.parent} ({error.strerror}): "
-            f"{cure(error, 'TMPDIR')}"
-        ) from error
     if base.is_symlink() or found.st_uid != os.getuid() or found.st_mode & 0o022:
         raise LabError(f"{base} belongs to somebody else: set TMPDIR to a folder of your own and start again.")
     return base

@@ -28,7 +28,7 @@ from helpers.errors import LabError
 from helpers.streams import jvm
 from helpers.streams.conversions import TOMBSTONE, explained, java_errors, json_serde
 from helpers.streams.jvm import java_config, kafka_class, start_java
-from helpers.waiting import wait_until
+from helpers.waiting import Seen, wait_until
 
 __all__ = ["TOMBSTONE", "Streams", "application_id", "java_config", "json_serde", "start_java"]
 
@@ -170,14 +170,13 @@ class Streams:
             self.check()
             return probe()
 
-        wait_until(checked, what, timeout, retry=(_NotYet,))
+        wait_until(checked, what, timeout)
 
-    def _runs(self) -> bool:
-        if (state := self._streams.state().name()) != "RUNNING":
-            raise _NotYet(f"state {state}")
-        return True
+    def _runs(self) -> bool | Seen:
+        state = self._streams.state().name()
+        return state == "RUNNING" or Seen(f"state {state}")
 
-    def _caught_up(self, partitions: list) -> bool:
+    def _caught_up(self, partitions: list) -> bool | Seen:
         """Each source is committed up to its end, and no transaction is open.
 
         Commits are asked for before ends: whatever is committed then had its results written before.
@@ -195,9 +194,9 @@ class Streams:
         for tp in partitions:
             done = max(starts[tp], committed[tp].offset() if committed.get(tp) else 0)
             if stable[tp] != ends[tp]:
-                raise _NotYet(f"a transaction is open in {tp}")
+                return Seen(f"a transaction is open in {tp}")
             if tp.topic() in self._sources and done < ends[tp]:
-                raise _NotYet(f"{tp} is done up to {done} of {ends[tp]}")
+                return Seen(f"{tp} is done up to {done} of {ends[tp]}")
         return True
 
     def _topics(self, topology) -> tuple[set, set]:
@@ -226,10 +225,6 @@ class Streams:
             wait_until(lambda: self._streams.state().name() not in ("CREATED", "REBALANCING", "RUNNING"), "its end", 1)
         handler = kafka_class("streams.errors.StreamsUncaughtExceptionHandler")
         return handler.StreamThreadExceptionResponse.SHUTDOWN_CLIENT
-
-
-class _NotYet(Exception):
-    """What is waited for has not come about; the message says what was seen."""
 
 
 def _answer(future):

@@ -394,7 +394,6 @@ def interrupted(monkeypatch, step):
         return step_or_fail
 
     monkeypatch.setattr(Path, "replace", failing(Path.replace))
-    monkeypatch.setattr(os, "link", failing(os.link))
 
 
 @pytest.mark.parametrize("step", range(4))
