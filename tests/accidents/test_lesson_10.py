@@ -13,6 +13,7 @@ import cloudpickle
 import pytest
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import ConfigResource, ConfigResourceType, MemberToRemove
+from kafka.errors import KafkaError
 from kafka.serializer import Serializer
 
 from exercises import lesson_10
@@ -143,7 +144,10 @@ class Run:
         with contextlib.ExitStack() as stack:
             ours = self.cluster is self.lesson["cluster"]
             admin = self.lesson["admin"] if ours else stack.enter_context(KafkaAdminClient(**self.cluster.connection))
-            found = admin.list_group_offsets([self.group])[self.group].get(TopicPartition(self.source, 0))
+            found = wait_until(  # a coordinator that has just come back refuses for a moment
+                lambda: [admin.list_group_offsets([self.group])[self.group].get(TopicPartition(self.source, 0))],
+                "the group's coordinator", 30, 0.1, retry=(KafkaError,),
+            )[0]  # fmt: skip
         if self.offsets is None:
             self.offsets = [r.offset for r in read_topic(self.cluster, self.source) if r.partition == 0]
         return sum(offset >= (found.offset if found else 0) for offset in self.offsets)
