@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 
 from exercises.frame.pace import slowness
 
@@ -94,13 +95,13 @@ def _limited_by_signal(work: Callable, seconds: float, namespace: dict, wants: I
 
 def _limited_by_thread(work: Callable, seconds: float, namespace: dict, wants: Iterable[str]):
     """Without such a signal: in a thread, into which the exception is put; there it waits for a call to return."""
-    done, raised = [], []
+    result: Future = Future()
 
     def run():
         try:
-            done.append(work())
+            result.set_result(work())
         except BaseException as error:
-            raised.append(error)
+            result.set_exception(error)
 
     def throw(kind: type[BaseException]) -> None:
         ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(kind))
@@ -120,9 +121,7 @@ def _limited_by_thread(work: Callable, seconds: float, namespace: dict, wants: I
     if late:
         late.ended = not thread.is_alive()
         raise late
-    if raised:
-        raise raised[0]
-    return done[0]
+    return result.result()
 
 
 class _Deadline:
