@@ -192,7 +192,7 @@ def run(names, out: Path, processes: int, time_limit: float, pairs, notebooks: P
     A LESSON is a number (1 or 01), a name (01_producer_consumer) or a path; without any, all lessons run.
 
     In the --out folder afterwards: each lesson executed, as notebook and as HTML, up to where it came; junit.xml,
-    where a lesson that failed is a <failure>, and one that ran into the time limit an <error type="timeout">;
+    where a lesson that failed is a <failure>, and one that was stopped or not run an <error>;
     logs/LESSON with the logs of the brokers of each lesson that failed. Nothing is written elsewhere.
 
     Exit status: 0 when all went well, 1 when a lesson did not, 2 when there is no such lesson or parameter, 130 when
