@@ -67,3 +67,12 @@ def work_folder() -> Path:
 def without_course(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
     """Return an environment without the course's variables, for a process that is to have none of them."""
     return {name: text for name, text in environment.items() if not name.startswith("COURSE_")}
+
+
+def note(name: str, text: str) -> None:
+    """Add a line to a file in the folder of COURSE_KEEP_LOGS, for whoever runs the lessons; nothing without one."""
+    if folder := value("COURSE_KEEP_LOGS"):
+        path = Path(folder, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a") as file:
+            file.write(f"{text}\n")

@@ -80,6 +80,10 @@ def main() -> None:
             result = _failure("HTML", type(error).__name__, str(error))
     if leash.orphaned:
         wait_for_watchdogs(folder / "logs")
+        with contextlib.suppress(Exception):  # nobody is there to be told; a later start sweeps
+            from course.leftovers import of_run
+
+            of_run(folder / "logs")
         shutil.rmtree(folder, ignore_errors=True)
         with contextlib.suppress(OSError):
             folder.parent.rmdir()

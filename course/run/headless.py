@@ -16,7 +16,7 @@ import signal
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import click
@@ -24,6 +24,7 @@ import psutil
 import yaml
 from tqdm import tqdm
 
+from course import leftovers
 from course.run import executor
 from helpers import settings
 from helpers.errors import LabError
@@ -47,6 +48,7 @@ class Result:
     details: str = ""  # its traceback
     cell: int = 0  # the code cell that it came to, as In [n] counts them
     index: int = 0  # the same, among all cells
+    left: list[str] = field(default_factory=list)  # what it made elsewhere that could not be deleted
 
 
 # -- what to run ---------------------------------------------------------------------------------------------
@@ -216,6 +218,8 @@ def run(lessons: list[Path], out: Path, parameters: dict[Path, dict], time_limit
         raise LabError(f"The results could not be kept ({error}): free some space there, and run again.") from error
     click.echo("\n" + table(results))
     click.echo("\n" + _in_short(results, time.monotonic() - began, out))
+    if left := [name for result in results for name in result.left]:
+        click.echo("Left behind, see `python -m helpers clean --help`: " + ", ".join(left))
     if a_run.interrupted:
         return 130
     return 0 if all(result.outcome == "ok" for result in results) else 1
@@ -289,6 +293,7 @@ class _Run:
             result.outcome, result.kind = "failed", "ProcessDied"
             result.error = f"the process that ran the lesson ended by itself (exit status {child.returncode}): {last}"
         await asyncio.to_thread(executor.wait_for_watchdogs, logs)
+        result.left = await asyncio.to_thread(leftovers.of_run, logs)
         if result.outcome != "ok":
             await asyncio.to_thread(_finish, folder / "executed" / result.lesson.name, result)
         self._keep(folder, result)
