@@ -8,7 +8,7 @@ import click
 
 from classroom.commands import board, serve
 from course.kit.bundle import bundle
-from helpers import paths
+from helpers import paths, settings
 from helpers.errors import LabError
 from helpers.kafka import cache
 
@@ -192,7 +192,7 @@ def run(names, out: Path, processes: int, time_limit: float, pairs, notebooks: P
     A LESSON is a number (1 or 01), a name (01_producer_consumer) or a path; without any, all lessons run.
 
     In the --out folder afterwards: each lesson executed, as notebook and as HTML, up to where it came; junit.xml,
-    where a lesson that failed is a <failure>, and one that ran into the time limit an <error type="timeout">;
+    where a lesson that failed is a <failure>, and one that was stopped or not run an <error>;
     logs/LESSON with the logs of the brokers of each lesson that failed. Nothing is written elsewhere.
 
     Exit status: 0 when all went well, 1 when a lesson did not, 2 when there is no such lesson or parameter, 130 when
@@ -211,12 +211,26 @@ def run(names, out: Path, processes: int, time_limit: float, pairs, notebooks: P
 
 @commands.command()
 @click.option("--yes", is_flag=True, help="Do not ask.")
-def clean(yes: bool) -> None:
+@click.option("--cluster", is_flag=True, help="What killed runs left on the cluster of COURSE_BOOTSTRAP_SERVERS.")
+@click.option("--database", is_flag=True, help="What killed runs left in the database of COURSE_DATABASE_URL.")
+@click.option(
+    "--older",
+    type=click.FloatRange(0),
+    default=12,
+    show_default=True,
+    metavar="HOURS",
+    help="Of runs that began so long ago; younger ones may still be at work.",
+)
+def clean(yes: bool, cluster: bool, database: bool, older: float) -> None:
     """Empty the cache, and remove what killed labs have left behind.
 
     The cache holds Kafka's jars and what makes Java start fast; the next lab fetches them again. Your work is not
-    touched.
+    touched. With --cluster or --database the cache stays; what the course's runs made there under your prefix is
+    shown, and deleted when you say so.
     """
+    if cluster or database:
+        _clean_elsewhere([name for name, asked in (("cluster", cluster), ("database", database)) if asked], older, yes)
+        return
     from helpers.processes.run_folder import sweep
 
     folder = cache.cache_folder()
@@ -231,6 +245,25 @@ def clean(yes: bool) -> None:
     if folder.exists() and any(path.is_file() for path in folder.rglob("*")):
         raise LabError(f"Not everything in {folder} could be removed: delete what is left as the user that made it.")
     click.echo(f"{freed / 1e6:.0f} MB freed.")
+
+
+def _clean_elsewhere(places: list[str], older: float, yes: bool) -> None:
+    from course import leftovers
+
+    for place in places:
+        variable, look = leftovers.PLACES[place]
+        if not settings.value(variable):
+            raise LabError(f"{variable} is not set, so there is no {place} to look at.")
+        found, remove = look(older)
+        if not found:
+            click.echo(f"Nothing of runs older than {older:g} hours is left on the {place}.")
+            continue
+        click.echo("\n".join(found))
+        if not yes:
+            click.confirm(f"Delete these {len(found)} from the {place}?", abort=True)
+        if left := remove():
+            raise LabError(f"Not deleted: {', '.join(left)}. A client or user may still hold them: try again later.")
+        click.echo(f"{len(found)} deleted.")
 
 
 commands.add_command(serve)

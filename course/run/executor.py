@@ -9,7 +9,9 @@ came. It imports nothing of `helpers`, which would cost each lesson a second.
 import contextlib
 import json
 import os
+import re
 import shutil
+import signal
 import sys
 import threading
 from pathlib import Path
@@ -72,12 +74,16 @@ def main() -> None:
         result = _failure("", type(error).__name__, str(error))
     try:
         if executed.exists():
-            _write_html(executed)
+            write_html(executed)
     except Exception as error:
         if result["outcome"] == "ok":
             result = _failure("HTML", type(error).__name__, str(error))
     if leash.orphaned:
         wait_for_watchdogs(folder / "logs")
+        with contextlib.suppress(Exception):  # nobody is there to be told; a later start sweeps
+            from course.leftovers import of_run
+
+            of_run(folder / "logs")
         shutil.rmtree(folder, ignore_errors=True)
         with contextlib.suppress(OSError):
             folder.parent.rmdir()
@@ -91,10 +97,11 @@ def _papermill(lesson: Path, folder: Path, executed: Path, parameters: dict, lea
     from traitlets.config import Config
 
     at = {"cell": 0, "index": 0}
+    ends = _ends_of_kernels()
 
     def on_cell_execute(cell, cell_index):
         at.update(cell=at["cell"] + 1, index=cell_index)
-        tell.write(json.dumps({"cell": at["cell"]}) + "\n")
+        tell.write(json.dumps(at) + "\n")
 
     # Copied under a plain name: papermill takes braces in a path for parameters, and "s3://" for an address.
     copy, desk = folder / lesson.name, folder / "desk"
@@ -118,10 +125,36 @@ def _papermill(lesson: Path, folder: Path, executed: Path, parameters: dict, lea
         return _failure(f"In [{error.exec_count}]", error.ename, error.evalue, "\n".join(error.traceback))
     except Exception as error:  # the kernel died, by us or by itself; or the notebook cannot be read
         where = f"In [{at['cell']}]" if at["cell"] else ""
-        if executed.exists() and where:
-            _mark(executed, at["index"], f"{leash.reason or 'The kernel died'} in {where}")
-        return _failure(where, type(error).__name__, str(error))
+        said = f"the kernel died ({_meaning(ends[0])})" if ends else str(error)
+        if executed.exists():
+            came_to = f"in {where}" if where else "before its first cell"
+            mark(executed, at["index"], f"{leash.reason or said.partition(' (')[0]} {came_to}")
+        return _failure(where, type(error).__name__, said)
     return {"outcome": "ok"}
+
+
+def _ends_of_kernels() -> list[int]:
+    """A list that gets the exit status of each kernel of this process; jupyter_client asks for it, and keeps none."""
+    from jupyter_client.provisioning import LocalProvisioner
+
+    ends, poll = [], LocalProvisioner.poll
+
+    async def remembering(provisioner):
+        status = await poll(provisioner)
+        if provisioner.process and status is not None:
+            ends.append(status)
+        return status
+
+    LocalProvisioner.poll = remembering
+    return ends
+
+
+def _meaning(status: int) -> str:
+    """What an exit status says of an end."""
+    if status >= 0:
+        return f"exit status {status}"
+    name = signal.Signals(-status).name
+    return f"exit status {status}: {name}" + (", as the system sends when memory is short" if name == "SIGKILL" else "")
 
 
 def _failure(where: str, kind: str, said: str, details: str = "") -> dict:
@@ -131,7 +164,7 @@ def _failure(where: str, kind: str, said: str, details: str = "") -> dict:
     return {"outcome": "failed", "error": error, "kind": kind, "details": details, "where": where}
 
 
-def _mark(executed: Path, index: int, what: str) -> None:
+def mark(executed: Path, index: int, what: str) -> None:
     """Say on top of a notebook, and where it was, why it goes no further; papermill does so for exceptions only."""
     import nbformat
 
@@ -144,11 +177,32 @@ def _mark(executed: Path, index: int, what: str) -> None:
     nbformat.write(notebook, executed)
 
 
-def _write_html(executed: Path) -> None:
-    """Write a notebook as HTML, beside it."""
+# nbconvert's own page loads scripts from elsewhere, which no lesson needs, drops a picture's alternative text, and is
+# always light.
+PAGE = """
+{%- extends "lab/index.html.j2" -%}
+{%- block html_head_js -%}{%- endblock -%}
+{%- block html_head_js_mathjax -%}{%- endblock -%}
+{%- block html_head_js_mermaidjs -%}{%- endblock -%}
+{%- block jupyter_widgets -%}{%- endblock -%}
+{%- block html_head_css -%}
+{{ resources.include_css("static/theme-dark.css")
+   | replace("<style", "<style media='(prefers-color-scheme: dark)'") }}
+{%- endblock -%}
+{%- block data_png scoped -%}
+{{ super() | replace("<img ", '<img alt="' ~ (output | get_metadata("alt", "image/png") or "") | escape_html ~ '" ') }}
+{%- endblock -%}
+"""
+
+
+def write_html(executed: Path) -> None:
+    """Write a notebook as HTML, beside it; what links to another lesson leads to its page."""
+    from jinja2 import DictLoader
     from nbconvert import HTMLExporter
 
-    page, _ = HTMLExporter().from_filename(str(executed))
+    exporter = HTMLExporter(extra_loaders=[DictLoader({"page.html.j2": PAGE})], template_file="page.html.j2")
+    page, _ = exporter.from_filename(str(executed))
+    page = re.sub(r'href="(\d\d_\w+)\.ipynb', r'href="\1.html', page)
     executed.with_suffix(".html").write_text(page, encoding="utf-8")
 
 

@@ -5,6 +5,7 @@ once, and one that takes its process down fails alone. Everything is written in 
 of the lessons may be read-only.
 """
 
+import ast
 import asyncio
 import contextlib
 import json
@@ -15,7 +16,7 @@ import signal
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import click
@@ -23,7 +24,9 @@ import psutil
 import yaml
 from tqdm import tqdm
 
+from course import leftovers
 from course.run import executor
+from helpers import settings
 from helpers.errors import LabError, refused
 from helpers.kafka import cache
 from helpers.processes.run_folder import tail
@@ -43,6 +46,9 @@ class Result:
     error: str = ""  # in one line
     kind: str = ""  # the exception's type
     details: str = ""  # its traceback
+    cell: int = 0  # the code cell that it came to, as In [n] counts them
+    index: int = 0  # the same, among all cells
+    left: list[str] = field(default_factory=list)  # what it made elsewhere that could not be deleted
 
 
 # -- what to run ---------------------------------------------------------------------------------------------
@@ -98,7 +104,8 @@ def assign(parameters: dict[str, object], lessons: list[Path]) -> dict[Path, dic
     """Each lesson with those of the parameters that it has.
 
     Raises:
-        LabError: a parameter that none of the lessons has; it would have no effect.
+        LabError: a parameter that none of the lessons has, which would have no effect; or a value of another type than
+            the lesson's own, or below what the lesson says is the least.
     """
     if not parameters:
         return {lesson: {} for lesson in lessons}
@@ -106,16 +113,29 @@ def assign(parameters: dict[str, object], lessons: list[Path]) -> dict[Path, dic
     if unknown := sorted(set(parameters).difference(*known.values())):
         has = "; ".join(f"{lesson.stem}: {', '.join(sorted(names)) or 'none'}" for lesson, names in known.items())
         raise LabError(f"No lesson that was chosen has a parameter {unknown[0]!r} ({has}).")
+    for lesson, its in known.items():
+        for name in its.keys() & parameters:
+            _check(lesson, its[name], parameters[name])
     return {lesson: {n: v for n, v in parameters.items() if n in known[lesson]} for lesson in lessons}
 
 
-def _parameters_of(lesson: Path) -> set[str]:
+def _parameters_of(lesson: Path) -> dict[str, dict]:
     import papermill
 
     try:
-        return set(papermill.inspect_notebook(lesson))
+        return papermill.inspect_notebook(lesson)
     except Exception:  # a notebook that cannot be read: its execution will say so, with its name
-        return set()
+        return {}
+
+
+def _check(lesson: Path, parameter: dict, value: object) -> None:
+    name, own = parameter["name"], ast.literal_eval(parameter["default"])
+    if type(value) is not type(own) and (type(own), type(value)) != (float, int):
+        kind = {int: "a whole number", float: "a number", str: "text"}.get(type(own), f"a {type(own).__name__}")
+        raise LabError(f"{lesson.stem}: parameter {name} takes {kind}, like {own!r}, not {value!r}.")
+    least = re.search(r"at least ([\d_]+)", parameter["help"])
+    if least and value < int(least[1]):
+        raise LabError(f"{lesson.stem}: parameter {name} has to be at least {int(least[1])}, not {value}.")
 
 
 def _code_cells(lesson: Path) -> int:
@@ -136,6 +156,8 @@ def prepare_out(out: Path, lessons: list[Path]) -> None:
     """
     if out.resolve() in {lesson.parent for lesson in lessons}:
         raise LabError(f"{out} holds the lessons themselves: choose another folder with --out.")
+    if out.resolve() == settings.work_folder().resolve() or (out / ".course").exists():
+        raise LabError(f"{out} is for a learner's own copies of the lessons: choose another folder with --out.")
     for path in [out / lesson.name for lesson in lessons]:
         if path.is_file() and not _comes_from_a_run(path):
             raise LabError(f"{path} was not made by a run, and would be lost: choose another folder with --out.")
@@ -192,6 +214,8 @@ def run(lessons: list[Path], out: Path, parameters: dict[Path, dict], time_limit
         raise LabError(f"The results could not be kept ({error}): free some space there, and run again.") from error
     click.echo("\n" + table(results))
     click.echo("\n" + _in_short(results, time.monotonic() - began, out))
+    if left := [name for result in results for name in result.left]:
+        click.echo("Left behind, see `python -m helpers clean --help`: " + ", ".join(left))
     if a_run.interrupted:
         return 130
     return 0 if all(result.outcome == "ok" for result in results) else 1
@@ -256,6 +280,8 @@ class _Run:
         if not listening.done():
             _kill_with_kernel(child.pid)
             await listening
+        if result.outcome in ("interrupted", "timeout"):
+            result.error += f" in In [{result.cell}]" if result.cell else " before its first cell"
         stopping.cancel()
         result.seconds = time.monotonic() - began
         if result.outcome == "not run":  # it has not told how it ended
@@ -263,6 +289,9 @@ class _Run:
             result.outcome, result.kind = "failed", "ProcessDied"
             result.error = f"the process that ran the lesson ended by itself (exit status {child.returncode}): {last}"
         await asyncio.to_thread(executor.wait_for_watchdogs, logs)
+        result.left = await asyncio.to_thread(leftovers.of_run, logs)
+        if result.outcome != "ok":
+            await asyncio.to_thread(_finish, folder / "executed" / result.lesson.name, result)
         self._keep(folder, result)
 
     async def _listen(self, child, result: Result) -> None:
@@ -270,12 +299,11 @@ class _Run:
         async for line in child.stdout:
             message = json.loads(line)
             if "cell" in message:
-                self._progress.reached(result.lesson, message["cell"])
-            elif result.outcome == "not run":
+                result.cell, result.index = message["cell"], message["index"]
+                self._progress.reached(result.lesson, result.cell)
+            elif result.outcome == "not run":  # else it is the death of the kernel, which we asked for
                 for name, value in message.items():
                     setattr(result, name, value)
-            elif message["outcome"] == "failed":  # the death of the kernel that we asked for; it says in which cell
-                result.error += message["where"] and f" in {message['where']}"
         await child.wait()
 
     def _keep(self, folder: Path, result: Result) -> None:
@@ -289,6 +317,17 @@ class _Run:
                 target.mkdir(parents=True, exist_ok=True)
                 shutil.move(path, target / path.name)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _finish(executed: Path, result: Result) -> None:
+    """Write the page of a lesson whose process was killed before it could."""
+    if not executed.with_suffix(".html").exists():
+        with contextlib.suppress(Exception):  # it is no notebook at all, which was said already
+            executed.parent.mkdir(exist_ok=True)
+            if not executed.exists():
+                shutil.copyfile(result.lesson, executed)
+            executor.mark(executed, result.index, result.error)
+            executor.write_html(executed)
 
 
 def _environment(folder: Path) -> dict[str, str]:
@@ -382,8 +421,8 @@ def _one_line(text: str, length: int = 300) -> str:
 
 
 def write_junit(results: list[Result], path: Path) -> None:
-    """Write the results as JUnit XML: a failure is a <failure>, a timeout an <error type="timeout">."""
-    from junitparser import Error, Failure, JUnitXml, Skipped, TestCase, TestSuite
+    """Write the results as JUnit XML: a failure is a <failure>, what was stopped or not run an <error> of that type."""
+    from junitparser import Error, Failure, JUnitXml, TestCase, TestSuite
 
     suite = TestSuite("Kafka Design Patterns")
     for result in results:
@@ -391,10 +430,8 @@ def write_junit(results: list[Result], path: Path) -> None:
         if result.outcome == "failed":
             case.result = Failure(_printable(_one_line(result.error)), result.kind)
             case.result[0].text = _printable(result.details or result.error)
-        elif result.outcome == "timeout":
-            case.result = Error(_printable(_one_line(result.error)), "timeout")
-        elif result.outcome != "ok":
-            case.result = Skipped(result.outcome)
+        elif result.outcome != "ok":  # an interrupted run is no green one
+            case.result = Error(_printable(_one_line(result.error or result.outcome)), result.outcome)
         suite.add_testcase(case)
     xml = JUnitXml()
     xml.add_testsuite(suite)

@@ -10,7 +10,9 @@ from helpers import settings
 from helpers.database import schemas
 from helpers.database.database import Database, _running
 from helpers.errors import LabError
+from helpers.settings import note
 
+LEFT = "database.made"  # in the folder of COURSE_KEEP_LOGS: the schemas of this run
 STOP = 3  # seconds for reaching the server at the end, and again for dropping; Jupyter kills a kernel that takes long
 
 
@@ -31,12 +33,22 @@ class ExternalDatabase(Database, kind="external"):
                 (now,) = session.execute("select extract(epoch from now())::bigint").fetchone()
                 self._default_schema = f"course_{now:08x}{secrets.token_hex(2)}"
                 self._prefix = f"{self._default_schema}_"
-                schemas.sweep(session, now)
+                note(LEFT, self._default_schema)
+                schemas.remove(session, schemas.left(session))
                 schemas.make_anew(session, self._default_schema)
         except BaseException:
             self._end()
             raise
         atexit.register(self.stop)
+
+    @classmethod
+    @contextlib.contextmanager
+    def visit(cls):
+        """Give a session on the server, for `schemas`, that makes nothing there itself."""
+        visitor = cls.__new__(cls)
+        visitor._server = _parse(settings.value("COURSE_DATABASE_URL"))
+        with visitor._session() as session:
+            yield session
 
     def _url_of(self, schema: str) -> str:
         options = f"{self._server.query.get('options', '')} {schemas.options(schema)}".strip()

@@ -58,13 +58,23 @@ def made_by_course(session, prefix: str) -> list[str]:
     return [name for (name,) in found]
 
 
-def sweep(session, now: int) -> None:
-    """Drop schemas of killed runs: old, and used by nobody."""
-    import psycopg
-
-    (used,) = session.execute("select coalesce(array_agg(application_name), '{}') from pg_stat_activity").fetchone()
+def left(session, seconds: float = OLD) -> list[str]:
+    """The schemas of killed runs: made so long ago, and used by nobody."""
+    used, now = session.execute(
+        "select coalesce(array_agg(application_name), '{}'), extract(epoch from now()) from pg_stat_activity"
+    ).fetchone()
+    found = []
     for schema in made_by_course(session, "course_"):
         made = re.match(r"course_([0-9a-f]{8})[0-9a-f]{4}(_|$)", schema)
-        if made and now - int(made[1], 16) > OLD and not any(name.startswith(made[0]) for name in used):
-            with contextlib.suppress(psycopg.Error, LabError):  # another kernel is sweeping too
-                drop(session, schema, timeout=0)
+        if made and now - int(made[1], 16) >= seconds and not any(name.startswith(made[0]) for name in used):
+            found.append(schema)
+    return found
+
+
+def remove(session, names: list[str]) -> None:
+    """Drop schemas; one that another session holds stays."""
+    import psycopg
+
+    for schema in names:
+        with contextlib.suppress(psycopg.Error, LabError):  # another kernel is sweeping too
+            drop(session, schema, timeout=0)

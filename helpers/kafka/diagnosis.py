@@ -30,7 +30,7 @@ from helpers.kafka.cache import KAFKA_VERSION
 
 PROTOCOLS = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
 MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
-OLDEST = (4, 0)
+OLDEST = (4, 2)  # share groups
 OWN_BROKER = "or unset COURSE_BOOTSTRAP_SERVERS to work with a broker on this machine"
 
 
@@ -344,7 +344,7 @@ def _ask_version(line: _Line, address: Address, settings: dict, deadline: float)
         raise Unreachable(
             8,
             f"the cluster at {address} is Apache Kafka {line.versions.broker_version_str} or so, "
-            "and the lessons use the group and transaction protocols of 4.0 and the share groups of 4.2",
+            f"and the lessons need {'.'.join(map(str, OLDEST))} or newer, for its share groups",
             f"use a newer cluster (the course is tested with {KAFKA_VERSION}), {OWN_BROKER}",
         )
 

@@ -21,9 +21,11 @@ from helpers import internals
 from helpers.errors import LabError
 from helpers.kafka import diagnosis
 from helpers.kafka.cluster import PASSING, Cluster, _running
+from helpers.settings import note
 from helpers.waiting import wait_until
 
 REACH = 6.0  # seconds for greeting the addresses of the environment, and again for greeting all brokers
+LEFT = "cluster.made"  # in the folder of COURSE_KEEP_LOGS: the prefixes of this run
 OLD = 12 * 3600  # seconds after which what an earlier run left behind is nobody's any more
 LONGEST_TOPIC = 249  # characters that Kafka allows in a topic's name
 STOP = 10.0  # seconds for deleting what a run made
@@ -39,7 +41,7 @@ class ExternalCluster(Cluster, kind="external"):
 
     embedded = False
 
-    def __init__(self, brokers: None = None):
+    def __init__(self, brokers: None = None, *, visit: bool = False):
         self._owner = os.getpid()
         self._own = diagnosis.prefix()
         self._prefix = f"{self._own}course-{int(time.time()):08x}{secrets.token_hex(2)}."
@@ -58,7 +60,10 @@ class ExternalCluster(Cluster, kind="external"):
             "reconnect_backoff_max_ms": 200,
         }
         _running[self._key] = self
+        if visit:  # to look for what others left: it makes nothing itself
+            return
         atexit.register(self._stop_at_exit)
+        note(LEFT, self._prefix)
         self._sweep()
 
     def topic(self, name: str, partitions: int = 1, replication: int | None = None, config: dict | None = None) -> str:  # noqa: D102
@@ -171,16 +176,27 @@ class ExternalCluster(Cluster, kind="external"):
     def _sweep(self) -> None:
         """Delete what runs of more than twelve hours ago have left; groups that have members are left alone."""
 
-        def is_old(name):
-            found = self._pattern.fullmatch(name)
-            return found and int(found["time"], 16) < time.time() - OLD
-
         with contextlib.suppress(kafka_errors.KafkaError):  # the next start tries again
-            topics, groups = self._named(is_old)
+            topics, groups = self._named(lambda name: self.is_older(name, OLD))
             if groups:
                 self._admin.delete_groups(groups)
             if topics:
                 self._admin.delete_topics(topics, raise_errors=False)
+
+    def is_older(self, name: str, seconds: float) -> bool:
+        """Return whether some run of the course, which began so long ago, has made this name under this prefix."""
+        found = self._pattern.fullmatch(name)
+        return bool(found) and int(found["time"], 16) <= time.time() - seconds
+
+    def left(self, wanted) -> list[str]:
+        """Return the topics and groups on the cluster whose names satisfy `wanted`."""
+        return sorted({name for names in self._named(wanted) for name in names})
+
+    def remove(self, wanted, timeout: float = STOP) -> list[str]:
+        """Delete the topics and groups whose names satisfy `wanted`; returns those that are still there in the end."""
+        with contextlib.suppress(TimeoutError, kafka_errors.KafkaError):
+            wait_until(lambda: not self._delete(wanted), "the deletion", timeout, pause=0.1, retry=PASSING)
+        return self.left(wanted)
 
     def _stop_at_exit(self) -> None:
         if os.getpid() == self._owner:  # a fork of the owner must not delete the owner's topics
@@ -194,7 +210,7 @@ class ExternalCluster(Cluster, kind="external"):
 
         def gone():
             nonlocal left
-            left = self._delete_own()
+            left = self._delete(lambda name: name.startswith(self._prefix))
             return not left
 
         try:
@@ -211,9 +227,9 @@ class ExternalCluster(Cluster, kind="external"):
         finally:
             self._end()
 
-    def _delete_own(self) -> set[str]:
-        """Try to delete all that is named after this run, whoever made it; returns what was still there before."""
-        topics, groups = self._named(lambda name: name.startswith(self._prefix))
+    def _delete(self, wanted) -> set[str]:
+        """Try to delete what is named so, whoever made it; returns what was still there before."""
+        topics, groups = self._named(wanted)
         if groups:
             for group, found in self._admin.describe_groups(groups).items():
                 if found["members"]:

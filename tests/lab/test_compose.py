@@ -163,6 +163,26 @@ def test_install_script_is_a_shell_script():
         assert subprocess.run([shell, "-n", options, text], capture_output=True).returncode == 0
 
 
+def test_a_second_start_needs_no_network(tmp_path):
+    """The script's inner part, where `python -m venv` makes a pip that notes its calls, and answers the second time."""
+    inner = re.search(r"sh -euc '(.*)'", SERVICES["install"]["command"][2], re.DOTALL)[1]
+    (tmp_path / "python").write_text(
+        "#!/bin/sh\nmkdir -p $3/bin\nfor p in pip python; do printf '#!/bin/sh\\necho \"$0 $*\" >> calls\\n'"
+        " > $3/bin/$p; chmod +x $3/bin/$p; done\n"
+    )
+    (tmp_path / "python").chmod(0o755)
+    command = ["sh", "-euc", inner.replace("/lab/venv", str(tmp_path / "venv"))]
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    for requirements, calls in (("one==1\n", 2), ("one==1\n", 2), ("one==2\n", 4)):
+        (tmp_path / "requirements.txt").write_text(requirements)
+        subprocess.run(command, cwd=tmp_path, env=environment, check=True)
+        assert len((tmp_path / "calls").read_text().splitlines()) == calls
+
+
+def test_every_service_has_a_limit_of_memory():
+    assert all("mem_limit" in service for service in SERVICES.values())
+
+
 # -- the brokers, as processes of this machine ---------------------------------------------------------------
 
 

@@ -14,13 +14,16 @@ import time
 from functools import partial
 
 import pytest
+from click.testing import CliRunner
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka import errors as kafka_errors
 from kafka.admin import MemberToRemove, ResourceType
 from kafka.structs import OffsetAndMetadata
 
+from course import cli, leftovers
 from helpers import Cluster, LabError, read_topic
 from helpers.kafka import diagnosis, external
+from helpers.paths import COURSE
 from helpers.waiting import wait_until
 from tests.secured import make_certificates, secured_broker, stock_cluster
 
@@ -249,6 +252,43 @@ def test_what_a_killed_kernel_left_is_swept_by_age(start, ann, secured, monkeypa
     wait_until(lambda: topics(secured, "ann.") + groups(secured, "ann.") == [], "the sweep")
 
 
+def test_what_a_killed_kernel_left_is_deleted_by_its_run(ann, secured, monkeypatch, tmp_path):
+    run_child(ann | {"COURSE_KEEP_LOGS": str(tmp_path)}, "os.kill(os.getpid(), signal.SIGKILL)")
+    (note,) = tmp_path.glob("*.made")
+    kept = note.read_text()
+    for name, value in ann.items():
+        monkeypatch.setenv(name, value)
+    secured.admin.create_topics({f"ann.course-{YOUNG}.orders": {"num_partitions": 1}})
+    assert leftovers.of_run(tmp_path) == [] and not note.exists()
+    assert topics(secured, "ann.") == [f"ann.course-{YOUNG}.orders"], "that is another run's"
+    assert groups(secured, "ann.") == []
+    note.write_text(kept)
+    monkeypatch.setenv("COURSE_BOOTSTRAP_SERVERS", "127.0.0.1:1")
+    (said,) = leftovers.of_run(tmp_path)
+    assert re.match(rf"{kept.strip()}… on the cluster \(Nobody answers at 127.0.0.1:1", said)
+
+
+def test_clean_shows_what_killed_runs_left_and_deletes_it_when_asked(ann, secured, monkeypatch):
+    old, young = f"ann.course-{OLD}.orders", f"ann.course-{YOUNG}.orders"
+    secured.admin.create_topics({name: {"num_partitions": 1} for name in (old, young, "ann.mine")})
+    leave_group(secured, old, old)
+    for name, value in ann.items():
+        monkeypatch.setenv(name, value)
+
+    def clean(*options, answer):
+        return CliRunner().invoke(cli.commands, ["clean", "--cluster", *options], input=answer)
+
+    refused = clean(answer="n\n")
+    assert refused.exit_code == 1 and f"{old}\nDelete these 1 from the cluster?" in refused.output
+    assert topics(secured, "ann.") == sorted([old, young, "ann.mine"])
+    assert "1 deleted." in clean(answer="y\n").output
+    assert (topics(secured, "ann."), groups(secured, "ann.")) == (sorted([young, "ann.mine"]), [])
+    assert "Nothing of runs older than 12 hours is left" in clean(answer="").output
+    assert "1 deleted." in clean("--older", "1", "--yes", answer="").output
+    monkeypatch.delenv("COURSE_BOOTSTRAP_SERVERS")
+    assert "COURSE_BOOTSTRAP_SERVERS is not set" in clean(answer="").output
+
+
 def test_sweep_leaves_everything_else_alone(start, ann, secured):
     own = f"ann.course-{OLD}.orders"
     others = [
@@ -415,7 +455,13 @@ def test_log_in_where_there_is_none(start, ann, stock):
 def test_old_cluster(start, ann, monkeypatch):
     monkeypatch.setattr(diagnosis, "OLDEST", (99, 0))
     said = refused(start, ann)
-    assert "is Apache Kafka 4." in said and "share groups of 4.2: use a newer cluster" in said
+    assert (
+        "is Apache Kafka 4." in said and "lessons need 99.0 or newer, for its share groups: use a newer cluster" in said
+    )
+
+
+def test_the_least_version_is_the_one_that_the_lessons_need():
+    assert diagnosis.OLDEST == (4, 2) and "Apache Kafka 4.2 or newer" in (COURSE / "README.md").read_text()
 
 
 def test_one_good_address_is_enough(start, ann, secured):
