@@ -685,7 +685,7 @@ def test_the_same_histories_find_the_fault_of(shop, versions, damage):
 # -- poison of each kind, written by Java's producer
 
 JSON_POISON = [
-    b"17", b"null", b'["order"]', b"[" * 100_000, b'{"goods": "tea"}', b'{"order": 9999}', b'{"number": 9999, "goods": "tea"}',
+    b"17", b"null", b'["order"]', b"[" * 100_000, b'{"goods": "tea"}', b'{"order": 9999}', b'{"number": 9999}',
     b'{"order": "one", "goods": "tea"}', b'{"order": 1e30, "goods": "tea"}', b'{"order": NaN, "goods": "tea"}',
     b'{"order": null, "goods": "tea"}', b'{"order": 9999, "goods": ["tea"]}', b'{"order": 9999, "goods": "\\u0000"}',
     b'{"order": 9999, "goods": "\\ud800"}', b'[{"order": 9999, "goods": "tea"}]',
