@@ -19,6 +19,14 @@ VARIABLES = [
         ),
         "how to get in",
     ),
+    (
+        ("COURSE_SSL_CERT_FILE", "COURSE_SSL_KEY_FILE", "COURSE_SSL_KEY_PASSWORD"),
+        "your own certificate, where the cluster asks for one (mTLS), in PEM; the key may be in the same file",
+    ),
+    (
+        ("COURSE_SASL_TOKEN_URL", "COURSE_SASL_TOKEN_SCOPE"),
+        "for OAUTHBEARER: where tokens come from; user name and password are the client's id and secret",
+    ),
     (("COURSE_TOPIC_PREFIX",), "your own corner of a shared cluster, e.g. `ann.`"),
     (
         ("COURSE_BOARD_TOPIC",),

@@ -4,20 +4,27 @@ Both are plain processes of this machine, listen on its loopback address only, a
 ends.
 """
 
+import base64
 import contextlib
+import json
 import socket
 import tempfile
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from kafka import KafkaAdminClient
 from kafka import errors as kafka_errors
 
 from classroom import certificates, learners, server
 from classroom.folder import Folder, Room
 from helpers.kafka import cache
-from helpers.kafka.broker import Broker, Node, choose_nodes, new_id, properties
+from helpers.kafka.broker import Broker, Node, choose_nodes, new_id, properties, with_aot_cache
 from helpers.kafka.embedded import prepare_cache
 from helpers.processes.run_folder import Processes
 from helpers.waiting import wait_until
@@ -88,6 +95,114 @@ def make_certificates(folder: Path, *names: str) -> tuple[Path, Path]:
     authority.cert_pem.write_to_path(str(ca_file))
     certificates.write_certificate(authority, pem, *names)
     return ca_file, pem
+
+
+@contextlib.contextmanager
+def company_broker(folder: Path) -> Iterator[dict[str, dict[str, str]]]:
+    """A broker with a listener for OAUTHBEARER and one for mTLS; yields the course's variables for each."""
+    prepare_cache()
+    authority = certificates.make_authority()
+    files = {name: folder / f"{name}.pem" for name in ("ca", "broker", "ann")}
+    authority.cert_pem.write_to_path(str(files["ca"]))
+    certificates.write_certificate(authority, files["broker"], HOST)
+    certificates.write_certificate(authority, files["ann"], "ann")
+    keys = folder / "keys.json"
+    ports = {"OAUTH": free_ports(2)}
+    ports["MTLS"] = ports["OAUTH"] + 1
+    module = "org.apache.kafka.common.security.oauthbearer.OAuthBearer"
+
+    def settings(node, nodes, data):
+        values = properties(node, nodes, data)
+        listeners = "".join(f",{name}://{HOST}:{port}" for name, port in ports.items())
+        own = values["listeners"].split(",")[0]
+        return values | {
+            "listeners": values["listeners"] + listeners,
+            "advertised.listeners": own + listeners,
+            "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,OAUTH:SASL_SSL,MTLS:SSL",
+            "listener.name.oauth.sasl.enabled.mechanisms": "OAUTHBEARER",
+            "listener.name.oauth.oauthbearer.sasl.jaas.config": f"{module}LoginModule required;",
+            "listener.name.oauth.oauthbearer.sasl.server.callback.handler.class": f"{module}ValidatorCallbackHandler",
+            "listener.name.oauth.sasl.oauthbearer.jwks.endpoint.url": keys.as_uri(),
+            "listener.name.oauth.sasl.oauthbearer.expected.audience": "kafka",
+            "listener.name.oauth.sasl.oauthbearer.expected.issuer": "http://issuer",
+            "ssl.keystore.type": "PEM",
+            "ssl.keystore.location": str(files["broker"]),
+            "ssl.truststore.type": "PEM",
+            "ssl.truststore.location": str(files["ca"]),
+            "listener.name.mtls.ssl.client.auth": "required",
+        }
+
+    processes, provider = Processes(), contextlib.ExitStack()
+    try:
+        token_url = provider.enter_context(_token_provider(keys))
+        nodes = choose_nodes(1)
+        broker = Broker(processes, *nodes, nodes, new_id(), settings)
+        broker.format(cache.storage_template())
+        broker.start(f"-Dorg.apache.kafka.sasl.oauthbearer.allowed.urls={keys.as_uri()}", *with_aot_cache())
+        with _connect(broker):
+            trusted = {"COURSE_SSL_CA_FILE": str(files["ca"])}
+            yield {
+                "OAUTHBEARER": trusted
+                | {
+                    "COURSE_BOOTSTRAP_SERVERS": f"{HOST}:{ports['OAUTH']}",
+                    "COURSE_SECURITY_PROTOCOL": "SASL_SSL",
+                    "COURSE_SASL_MECHANISM": "OAUTHBEARER",
+                    "COURSE_SASL_TOKEN_URL": token_url,
+                    "COURSE_SASL_USERNAME": "ann",
+                    "COURSE_SASL_PASSWORD": "ann's secret",
+                },
+                "mTLS": trusted
+                | {
+                    "COURSE_BOOTSTRAP_SERVERS": f"{HOST}:{ports['MTLS']}",
+                    "COURSE_SECURITY_PROTOCOL": "SSL",
+                    "COURSE_SSL_CERT_FILE": str(files["ann"]),
+                },
+            }
+    finally:
+        processes.close()
+        provider.close()
+
+
+@contextlib.contextmanager
+def _token_provider(keys: Path) -> Iterator[str]:
+    """An identity provider with one client, ann; writes its public key to a file and yields its token endpoint."""
+    key = rsa.generate_private_key(65537, 2048)
+    public = key.public_key().public_numbers()
+    known = {"kty": "RSA", "kid": "1", "alg": "RS256", "n": _base64(public.n.to_bytes(256)), "e": "AQAB"}
+    keys.write_text(json.dumps({"keys": [known]}))
+
+    class Provider(BaseHTTPRequestHandler):
+        def do_POST(self):
+            asked = self.rfile.read(int(self.headers["Content-Length"])).decode()
+            user = base64.b64decode(self.headers["Authorization"].split()[1]).decode()
+            self.send_response(200 if user == "ann:ann's secret" and "client_credentials" in asked else 401)
+            self.send_header("Content-Type", "application/json")
+            self.end_headers()
+            now = int(time.time())
+            claims = {
+                "sub": "ann",
+                "iat": now,
+                "exp": now + 600,
+                "aud": "kafka",
+                "iss": "http://issuer",
+                "scope": "kafka",
+            }
+            parts = [_base64(json.dumps(part).encode()) for part in ({"alg": "RS256", "kid": "1"}, claims)]
+            signature = key.sign(".".join(parts).encode(), padding.PKCS1v15(), hashes.SHA256())
+            token = ".".join([*parts, _base64(signature)])
+            self.wfile.write(json.dumps({"access_token": token, "expires_in": 600, "token_type": "bearer"}).encode())
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Provider) as provider:
+        threading.Thread(target=provider.serve_forever, args=(0.05,), daemon=True).start()
+        yield f"http://127.0.0.1:{provider.server_port}/token"
+        provider.shutdown()
+
+
+def _base64(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).decode().rstrip("=")
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ import contextlib
 import os
 import secrets
 import time
+import warnings
 
 from helpers import settings
 from helpers.database import schemas
@@ -75,16 +76,23 @@ class ExternalDatabase(Database, kind="external"):
         return _running.get(self._key) is self
 
     def stop(self) -> None:
-        """Drop the schemas that this run made; what cannot be dropped now is dropped by a later run."""
+        """Drop the schemas that this run made; what cannot be dropped now is named, and dropped by a later run."""
         if os.getpid() != self._owner:  # a fork of the owner must not drop the owner's schemas
             return
         atexit.unregister(self.stop)
         if self.alive():
             self._end()
-            with contextlib.suppress(LabError), self._session(timeout=STOP) as session:
-                deadline = time.monotonic() + STOP
-                for schema in schemas.made_by_course(session, self._default_schema):
-                    schemas.drop(session, schema, deadline - time.monotonic())
+            try:
+                with self._session(timeout=STOP) as session:
+                    deadline = time.monotonic() + STOP
+                    for schema in schemas.made_by_course(session, self._default_schema):
+                        schemas.drop(session, schema, deadline - time.monotonic())
+            except LabError as error:
+                warnings.warn(
+                    f"The schemas that this run made, {self._default_schema} and what begins so, were not all dropped: "
+                    f"{error} A `Database()` in {schemas.OLD // 3600} hours or later drops them.",
+                    stacklevel=2,
+                )
 
     def kill(self) -> None:  # noqa: D102 (as in Database)
         self._refuse("killed")

@@ -160,7 +160,7 @@ class Broker:
         self.node = node
         self.cluster_id = cluster_id
         self._processes = processes
-        self._single = len(nodes) == 1
+        self._only = len(nodes) == 1 and settings is properties
         self._folder = processes.folder / f"broker-{node.id}"
         self.data = (home / f"broker-{node.id}" if home else self._folder) / "data"
         self.log = (home or processes.folder) / f"broker-{node.id}.log"
@@ -197,7 +197,7 @@ class Broker:
         options = jvm_options or with_aot_cache()
         self._log_start = self.log.stat().st_size if self.log.exists() else 0
         # A broker that was killed is let in again when its last session is over, which is counted from this start.
-        again = ("--override", "broker.session.timeout.ms=1000") if self._single and self._ran else ()
+        again = ("--override", "broker.session.timeout.ms=1000") if self._only and self._ran else ()
         command = _java(*options, *self._quiet(), "kafka.Kafka", self._settings, *again)
         self.pid = self._processes.start(command, self.log, env=java_environment())
 

@@ -15,7 +15,7 @@ import ssl
 import threading
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from kafka import errors as kafka_errors
 from kafka.net.sasl import get_sasl_mechanism
@@ -29,7 +29,7 @@ from helpers.errors import LabError, refused
 from helpers.kafka.cache import KAFKA_VERSION
 
 PROTOCOLS = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
-MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
+MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER")
 OLDEST = (4, 2)  # share groups
 OWN_BROKER = "or unset COURSE_BOOTSTRAP_SERVERS to work with a broker on this machine"
 
@@ -85,7 +85,7 @@ def addresses() -> list[Address]:
     return [Address(match[1] or match[2], int(match[3])) for match in found]
 
 
-def security() -> dict[str, str]:
+def security() -> dict[str, Any]:
     """The security settings of the environment, as kafka-python's clients take them; nothing for a plaintext cluster.
 
     Raises:
@@ -93,7 +93,14 @@ def security() -> dict[str, str]:
     """
     value = {
         name: settings.value(f"COURSE_{name}")
-        for name in ("SECURITY_PROTOCOL", "SASL_MECHANISM", "SASL_USERNAME", "SSL_CA_FILE")
+        for name in (
+            "SECURITY_PROTOCOL",
+            "SASL_MECHANISM",
+            "SASL_USERNAME",
+            "SASL_TOKEN_URL",
+            "SSL_CA_FILE",
+            "SSL_CERT_FILE",
+        )
     }
     password = settings.value("COURSE_SASL_PASSWORD", strip=False)
     protocol = value["SECURITY_PROTOCOL"].upper() or "PLAINTEXT"
@@ -101,6 +108,8 @@ def security() -> dict[str, str]:
     options = {} if protocol == "PLAINTEXT" else {"security_protocol": protocol}
     if protocol.endswith("SSL") and value["SSL_CA_FILE"]:
         options["ssl_cafile"] = _ca_file(value["SSL_CA_FILE"])
+    if protocol.endswith("SSL") and value["SSL_CERT_FILE"]:
+        options |= _own_certificate(value["SSL_CERT_FILE"])
     if not protocol.startswith("SASL"):
         if value["SASL_USERNAME"]:
             raise LabError(
@@ -113,11 +122,25 @@ def security() -> dict[str, str]:
     for name, given in (("COURSE_SASL_USERNAME", value["SASL_USERNAME"]), ("COURSE_SASL_PASSWORD", password)):
         if not given:
             raise LabError(f"COURSE_SECURITY_PROTOCOL is {protocol}, which asks for a log-in: set {name} as well.")
+    if mechanism == "OAUTHBEARER":
+        from helpers.kafka.tokens import Tokens
+
+        url, scope = value["SASL_TOKEN_URL"], settings.value("COURSE_SASL_TOKEN_SCOPE")
+        if not re.match("https?://", url):
+            raise LabError("OAUTHBEARER takes tokens: set COURSE_SASL_TOKEN_URL to the address where they come from.")
+        provider = Tokens(url, value["SASL_USERNAME"], Secret(password), scope)
+        return options | {"sasl_mechanism": mechanism, "sasl_oauth_token_provider": provider}
     return options | {
         "sasl_mechanism": mechanism,
         "sasl_plain_username": value["SASL_USERNAME"],
         "sasl_plain_password": Secret(password),
     }
+
+
+def user_of(settings: dict) -> str | None:
+    """Return who logs in with these settings of kafka-python's; None where nobody does by a name."""
+    provider = settings.get("sasl_oauth_token_provider")
+    return provider.client if provider else settings.get("sasl_plain_username")
 
 
 def prefix() -> str:
@@ -149,6 +172,29 @@ def _ca_file(text: str) -> str:
         except ssl.SSLError as error:
             raise LabError(f"COURSE_SSL_CA_FILE, {path}, holds no certificate in PEM format: {cure}.") from error
     return str(path)
+
+
+def _own_certificate(text: str) -> dict[str, str]:
+    """The client's certificate and key, for mTLS."""
+    cert = str(Path(text).expanduser().absolute())
+    options = {"ssl_certfile": cert}
+    if key := settings.value("COURSE_SSL_KEY_FILE"):
+        options["ssl_keyfile"] = str(Path(key).expanduser().absolute())
+    if password := settings.value("COURSE_SSL_KEY_PASSWORD", strip=False):
+        options["ssl_password"] = Secret(password)
+    try:
+        _load_own_certificate(ssl.create_default_context(), options)
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        raise LabError(
+            f"COURSE_SSL_CERT_FILE, {cert}, cannot be used with COURSE_SSL_KEY_FILE and COURSE_SSL_KEY_PASSWORD "
+            f"({_reason(error)}): set them to a certificate and its key, in PEM."
+        ) from error
+    return options
+
+
+def _load_own_certificate(context: ssl.SSLContext, options: dict) -> None:
+    # with a password, even where there is none: OpenSSL would ask for it at the terminal
+    context.load_cert_chain(options["ssl_certfile"], options.get("ssl_keyfile"), options.get("ssl_password", "-"))
 
 
 # -- a conversation with a broker ------------------------------------------------------------------------------------
@@ -251,6 +297,8 @@ def _encrypt(plain: socket.socket, address: Address, settings: dict, deadline: f
         context.load_verify_locations(ca_file)
     else:
         context.load_default_certs()
+    if "ssl_certfile" in settings:
+        _load_own_certificate(context, settings)
     plain.settimeout(_left(deadline))
     try:
         return context.wrap_socket(plain, server_hostname=address.host)
@@ -324,6 +372,12 @@ def _ask_version(line: _Line, address: Address, settings: dict, deadline: float)
         )
     except (OSError, kafka_errors.KafkaError, ValueError) as error:
         protocol = settings.get("security_protocol", "PLAINTEXT")
+        if protocol.endswith("SSL") and "CERTIFICATE" in _reason(error).upper():  # TLS 1.3 asks after the handshake
+            raise Unreachable(
+                4,
+                f"the broker at {address} asks for a certificate of yours ({_reason(error)})",
+                "set COURSE_SSL_CERT_FILE, and COURSE_SSL_KEY_FILE, to one that the cluster trusts",
+            ) from error
         if not protocol.endswith("SSL") and _speaks_tls(address, deadline):
             wanted = "SASL_SSL" if protocol.startswith("SASL") else "SSL (or SASL_SSL)"
             raise Unreachable(
@@ -358,7 +412,16 @@ def _speaks_tls(address: Address, deadline: float) -> bool:
 
 def _log_in(line: _Line, address: Address, settings: dict) -> None:
     """SASL: agree on the mechanism, then the mechanism's own exchange."""
-    mechanism, user = settings["sasl_mechanism"], settings["sasl_plain_username"]
+    mechanism, user, tokens = settings["sasl_mechanism"], user_of(settings), settings.get("sasl_oauth_token_provider")
+    try:
+        if tokens:
+            tokens.token()
+    except Exception as error:
+        raise Unreachable(
+            7,
+            f"no token for {user} could be had from {tokens.url} ({_reason(error)})",
+            "check COURSE_SASL_TOKEN_URL, COURSE_SASL_TOKEN_SCOPE, COURSE_SASL_USERNAME and COURSE_SASL_PASSWORD",
+        ) from error
     try:
         answer = line.ask(SaslHandshakeRequest(mechanism=mechanism))
         if answer.error_code == kafka_errors.UnsupportedSaslMechanismError.errno:

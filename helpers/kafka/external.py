@@ -46,7 +46,7 @@ class ExternalCluster(Cluster, kind="external"):
         self._own = diagnosis.prefix()
         self._prefix = f"{self._own}course-{int(time.time()):08x}{secrets.token_hex(2)}."
         settings = diagnosis.security()
-        self._user = settings.get("sasl_plain_username")
+        self._user = diagnosis.user_of(settings)
         probe = self._real("rights")
         targets, greeting = diagnosis.greet_any(diagnosis.addresses(), settings, probe, REACH)
         if not greeting.may_see:

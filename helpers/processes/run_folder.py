@@ -254,7 +254,7 @@ def _is_over(process: psutil.Process) -> bool:
 
 #: How Kafka, PostgreSQL, Java and Python begin a line that says what went wrong.
 WRONG = re.compile(
-    r"(\S+ )?(ERROR|FATAL|PANIC)\b|.*\b(FATAL|PANIC): |Exception in thread|Error: |\w+(Error|Exception): "
+    r"(\S+ )?(ERROR|FATAL)\b|.*\b(FATAL|PANIC): |Error: |Exception in|(Caused by: )?[\w.$]+(Error|Exception)\b"
 )
 
 
@@ -266,4 +266,4 @@ def tail(log: Path, lines: int = 8) -> str:
         return "  (no log)"
     said = [line for line in text.splitlines() if not line.startswith(("\tat ", "\t... "))]
     errors = [line for line in said[:-lines] if WRONG.match(line)][-3:]
-    return "\n".join("  " + line[:200] for line in errors + said[-lines:]) or "  (its log is empty)"
+    return "\n".join("  " + line[:300] for line in errors + said[-lines:]) or "  (its log is empty)"

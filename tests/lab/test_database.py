@@ -16,12 +16,15 @@ from pathlib import Path
 import psutil
 import psycopg
 import pytest
+from click.testing import CliRunner
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
+from course import cli, leftovers
 from helpers import LabError
 from helpers.database import embedded, schemas
+from helpers.database import external as external_database
 from helpers.database.database import Database
 from helpers.kafka import cache
 from helpers.processes.run_folder import Processes, base_folder
@@ -467,6 +470,21 @@ def test_sweeps_what_killed_runs_left_and_nothing_else(server, external, monkeyp
         ask(mine, f"drop schema {name}")
 
 
+def test_clean_and_a_stopped_run_drop_what_is_theirs(server, monkeypatch, tmp_path):
+    mine = address(server).replace("postgresql:", "postgresql+psycopg:")
+    old, other = f"course_{int(time.time()) - schemas.OLD - 60:08x}aaaa", f"course_{int(time.time()):08x}bbbb"
+    before = schemas_on(server)
+    for name in (old, f"{other}_billing"):
+        ask(mine, f"create schema {name}")
+        ask(mine, f"comment on schema {name} is '{schemas.MARK}'")
+    monkeypatch.setenv("COURSE_DATABASE_URL", address(server))
+    (tmp_path / external_database.LEFT).write_text(f"{other}\n")
+    assert leftovers.of_run(tmp_path) == [] and schemas_on(server) == before | {old}
+    for answer, left in (("n\n", before | {old}), ("y\n", before)):
+        said = CliRunner().invoke(cli.commands, ["clean", "--database"], input=answer).output
+        assert f"{old}\nDelete these 1 from the database?" in said and schemas_on(server) == left
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
@@ -496,7 +514,8 @@ def test_the_external_server_dies_during_the_lesson(server, external):
     server.kill()
     with pytest.raises(LabError, match="COURSE_DATABASE_URL .* could not be used"):
         external.schema("billing")
-    external.stop()  # silent: swept later
+    with pytest.warns(UserWarning, match="course_[0-9a-f]{12} and what begins so, were not all dropped"):
+        external.stop()
     server.restart()
 
 

@@ -24,8 +24,9 @@ from course import cli, leftovers
 from helpers import Cluster, LabError, read_topic
 from helpers.kafka import diagnosis, external
 from helpers.paths import COURSE
+from helpers.streams import java_config, start_java
 from helpers.waiting import wait_until
-from tests.secured import make_certificates, secured_broker, stock_cluster
+from tests.secured import company_broker, make_certificates, secured_broker, stock_cluster
 
 OLD = f"{int(time.time()) - 13 * 3600:08x}abcd"  # the run id of a run that began 13 hours ago
 YOUNG = f"{int(time.time()) - 11 * 3600:08x}abcd"
@@ -368,6 +369,52 @@ def test_password_is_not_shown(start, ann):
     assert connection["sasl_plain_password"] == "ann's secret"
 
 
+# -- how companies let programs in ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def company(tmp_path_factory):
+    with company_broker(tmp_path_factory.mktemp("company")) as ways:
+        yield ways
+
+
+@pytest.mark.parametrize("way", ["OAUTHBEARER", "mTLS"])
+def test_the_ways_into_a_companys_cluster(start, company, way):
+    cluster = start(company[way])
+    topic, group = cluster.topic("orders"), cluster.group("billing")
+    connection = pickle.loads(pickle.dumps(cluster.connection))  # as a worker gets it
+    with KafkaProducer(**connection) as producer:
+        producer.send(topic, b"hello").get(10)
+    with KafkaConsumer(topic, **connection, group_id=group, auto_offset_reset="earliest") as consumer:
+        assert [record.value for record in receive(consumer, 1)] == [b"hello"]
+    start_java()
+    from org.apache.kafka.clients.admin import Admin
+
+    with Admin.create(java_config(cluster)) as admin:
+        assert topic in {str(name) for name in admin.listTopics().names().get()}
+    assert "secret" not in repr(connection)
+
+
+@pytest.mark.parametrize(
+    "way, change, said",
+    [
+        (
+            "OAUTHBEARER",
+            {"SASL_PASSWORD": "guess"},
+            "(?i)no token for ann could be had from .*401.*: check COURSE_SASL_",
+        ),
+        ("OAUTHBEARER", {"SASL_TOKEN_URL": ""}, "takes tokens: set COURSE_SASL_TOKEN_URL"),
+        ("OAUTHBEARER", {"SASL_TOKEN_URL": "http://127.0.0.1:9/"}, "(?i)no token .*refused"),
+        ("mTLS", {"SSL_CERT_FILE": ""}, "asks for a certificate of yours .*: set COURSE_SSL_CERT_FILE"),
+        ("mTLS", {"SSL_CERT_FILE": "none.pem"}, r"none.pem, cannot be used .*\(No such file"),
+        ("mTLS", {"SSL_CERT_FILE": __file__}, "cannot be used with COURSE_SSL_KEY_FILE .*: set them to a certificate"),
+    ],
+)
+def test_the_ways_into_a_companys_cluster_that_are_wrong(start, company, way, change, said):
+    changes = {f"COURSE_{name}": value for name, value in change.items()}
+    assert re.search(said, refused(start, company[way] | changes))
+
+
 # -- three brokers with Kafka's stock settings -----------------------------------------------------------------------
 
 
@@ -395,7 +442,7 @@ WRONG = {
     "wrong password": ({"SASL_PASSWORD": "guess"}, "refuses the log-in of user ann .*: check COURSE_SASL_USERNAME"),
     "unknown user": ({"SASL_USERNAME": "eve"}, "refuses the log-in of user eve .*: check COURSE_SASL_USERNAME"),
     "mechanism not offered": ({"SASL_MECHANISM": "PLAIN"}, "does not take PLAIN, but SCRAM-SHA-512: set COURSE_SASL"),
-    "mechanism unknown": ({"SASL_MECHANISM": "GSSAPI"}, "is 'GSSAPI': set it to PLAIN, SCRAM-SHA-256 or SCRAM-SHA"),
+    "mechanism unknown": ({"SASL_MECHANISM": "GSSAPI"}, "is 'GSSAPI': set it to PLAIN, SCRAM-SHA-256, SCRAM-SHA"),
     "no mechanism": ({"SASL_MECHANISM": ""}, "COURSE_SASL_MECHANISM is missing: set it to"),
     "no user": ({"SASL_USERNAME": ""}, "asks for a log-in: set COURSE_SASL_USERNAME as well"),
     "no password": ({"SASL_PASSWORD": ""}, "asks for a log-in: set COURSE_SASL_PASSWORD as well"),

@@ -212,7 +212,7 @@ def test_interrupted_or_killed(tmp_path):
         write_lesson(folder / "notebooks" / "06_later.ipynb", GOOD)
         started[number] = (folder, start_run(folder, "-n", 2))
     for number, (folder, process) in started.items():
-        wait_until(lambda folder=folder: len([*folder.glob("* is ready")]) == 2, "the lessons' brokers", timeout=90)
+        wait_until(lambda folder=folder: len([*folder.glob("* is ready")]) == 2, "the lessons' brokers", timeout=300)
         process.send_signal(number)
         out, _ = process.communicate(timeout=40)
         wait_until(lambda folder=folder: not left_over(folder), f"nothing to be left after {number.name}", timeout=20)
