@@ -388,6 +388,9 @@ def _judge_move_orders(lab, move_orders):
     _look_for_damage(lab, killed)
     for scene in (refused, expired):
         scene.worker.wait(60)  # it raised, or it went on: the log tells
+        said = scene.worker.output.strip().splitlines()[-1:]
+        if said and said[0].startswith("TimeoutError: Waited"):  # `take` got nothing in its ten seconds
+            raise TimeoutError(f"the mover whose record was {scene.accident} got no records in time")
     expelled.worker.wait_for("before send", 60)
     ids = {"refused": refused.transactional_id, "expired": expired.transactional_id, "expelled": lab.transactional_id()}
     behind = [
