@@ -663,9 +663,8 @@ def run_histories(shop, examples, **versions):
 
 @accident(WAREHOUSE, [1, 2, 17])
 @accident(REDRIVE, [1, 2, 17])
-@pytest.mark.parametrize("examples", [15, pytest.param(30, marks=pytest.mark.full)])
-def test_random_histories_lose_nothing_and_double_nothing(shop, examples):
-    run_histories(shop, examples)
+def test_random_histories_lose_nothing_and_double_nothing(shop):
+    run_histories(shop, 15)
 
 
 @pytest.mark.parametrize(
