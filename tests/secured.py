@@ -23,6 +23,7 @@ from kafka import errors as kafka_errors
 
 from classroom import certificates, learners, server
 from classroom.folder import Folder, Room
+from helpers.errors import LabError
 from helpers.kafka import cache
 from helpers.kafka.broker import Broker, Node, choose_nodes, new_id, properties, with_aot_cache
 from helpers.kafka.embedded import prepare_cache
@@ -65,13 +66,19 @@ class SecuredBroker:
 @contextlib.contextmanager
 def secured_broker(brokers: int = 1) -> Iterator[SecuredBroker]:
     """The class's cluster in a folder of its own, on the loopback address, without learners."""
-    with tempfile.TemporaryDirectory(prefix="class-") as path:
-        folder = Folder(Path(path) / "class")
-        port = free_ports(brokers)
-        folder.make(Room(new_id(), brokers, HOST, port, megabytes=300))
-        with server.running(folder) as served, server.connect(folder, folder.room(), served.ports) as admin:
-            learners.set_quotas(admin)
-            yield SecuredBroker(folder.room().servers, folder.ca_file, admin, folder, served)
+    with contextlib.ExitStack() as stack:
+        for attempt in range(5):
+            folder = Folder(Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="class-"))) / "class")
+            folder.make(Room(new_id(), brokers, HOST, free_ports(brokers), megabytes=300))
+            try:
+                served = stack.enter_context(server.running(folder))
+                break
+            except LabError as error:  # a test that runs beside this one may have taken the port since
+                if "is taken" not in str(error) or attempt == 4:
+                    raise
+        admin = stack.enter_context(server.connect(folder, folder.room(), served.ports))
+        learners.set_quotas(admin)
+        yield SecuredBroker(folder.room().servers, folder.ca_file, admin, folder, served)
 
 
 def free_ports(count: int) -> int:

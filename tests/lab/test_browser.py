@@ -31,6 +31,7 @@ from exercises.frame import progress
 from exercises.lesson_01 import q1, q2, q3, q4
 from helpers import wait_until
 from helpers.pictures import Film
+from tests.lab.each_lesson import each_lesson
 from tests.owners import environment, left_over, processes_of
 from tools.lessons import LESSONS, NOTEBOOKS, code_cells, read
 
@@ -46,7 +47,7 @@ FLAGS = [
 PANEL = "window.jupyterapp.shell.currentWidget"
 CELLS = f"{PANEL}.content.widgets"
 TEACHING = (NOTEBOOKS.parent / "docs" / "teaching.md").read_text()
-each_lesson = pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
+every_lesson = pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
 
 
 @pytest.fixture(scope="module")
@@ -259,7 +260,7 @@ def move_slider(lab, index: int) -> None:
         wait_until(lambda same=same: (lab.script(source, index) == last) == same, "the picture to follow", 20, 0.05)
 
 
-@each_lesson
+@each_lesson(in_ci="01 03 08")
 def test_run_all(path, lab):
     """No error, all pictures in both themes, sliders that move them, and nothing left when the kernel has ended."""
     lab.open(path)
@@ -381,7 +382,7 @@ def test_a_panel_to_play_with(lab):
     assert lab.close() == []
 
 
-@each_lesson
+@every_lesson
 def test_as_html_all_pictures_are_there_without_a_kernel(path, browser, tmp_path):
     """As `jupyter nbconvert --to html` renders it, from a folder without anything else."""
     lesson = read(path)
@@ -412,7 +413,7 @@ def slide_show(tmp_path_factory):
 
 
 @pytest.mark.skipif(not shutil.which("npm"), reason="npm is not installed, and the slides need reveal.js")
-@each_lesson
+@every_lesson
 def test_as_slides_all_is_there_and_fits(path, browser, slide_show):
     """By the command of the teacher's guide: each cell is on a slide, each line of code and each picture is seen."""
     command = re.search(r"    jupyter (nbconvert --to slides .*?)\n\n", TEACHING, re.S)[1].replace("\\\n", " ").split()

@@ -8,6 +8,7 @@ import papermill
 import pytest
 
 from helpers.kafka import cache
+from tests.lab.each_lesson import each_lesson
 from tools.lessons import LESSONS, code_cells, read, tagged
 
 pytestmark = pytest.mark.full
@@ -21,7 +22,7 @@ def sizes(path, factor: int) -> dict:
     return {name: value * factor for name, value in values.items() if type(value) is int}
 
 
-@pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
+@each_lesson(in_ci="01 03 07 09")
 def test_lesson_holds_with_ten_times_as_many_records(path, tmp_path):
     papermill.execute_notebook(
         path, tmp_path / path.name, sizes(path, 10), cwd=tmp_path, execution_timeout=120, progress_bar=False
