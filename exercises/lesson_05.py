@@ -148,9 +148,8 @@ def _place(order: int, partition: int) -> dict:
     return event | {"quantity": QUANTITIES[(order - 1) % len(QUANTITIES)]}
 
 
-def _run_projector(connection, url, topic, apply_event):
-    """Apply what is on the topic, from the offsets that the database says; a point after each effect."""
-    offsets = dict(map(tuple, _ask_silently(url, "SELECT partition, next_offset FROM projected")))
+def _engine_with_points(url):
+    """An engine with a point after each statement and each commit."""
     engine = create_engine(url)
     event.listen(engine, "after_cursor_execute", lambda *_: point("effect"))
     commit = engine.dialect.do_commit
@@ -160,6 +159,13 @@ def _run_projector(connection, url, topic, apply_event):
         point("effect")
 
     engine.dialect.do_commit = do_commit
+    return engine
+
+
+def _run_projector(connection, url, topic, apply_event):
+    """Apply what is on the topic, from the offsets that the database says; a point after each effect."""
+    offsets = dict(map(tuple, _ask_silently(url, "SELECT partition, next_offset FROM projected")))
+    engine = _engine_with_points(url)
     places = [TopicPartition(topic, partition) for partition in range(len(GOODS))]
     with KafkaConsumer(**connection, value_deserializer=JsonSerializer(), enable_auto_commit=False) as consumer:
         consumer.assign(places)
@@ -491,16 +497,8 @@ class _Readers:
 
 
 def _rebuild_and_die(url, rebuild, events):
-    """A rebuild in a process of its own, with a point after each statement and each commit."""
-    engine = create_engine(url)
-    event.listen(engine, "after_cursor_execute", lambda *_: point("effect"))
-    commit = engine.dialect.do_commit
-
-    def do_commit(dbapi_connection):
-        commit(dbapi_connection)
-        point("effect")
-
-    engine.dialect.do_commit = do_commit
+    """A rebuild in a process of its own."""
+    engine = _engine_with_points(url)
     rebuild(engine, events)
     engine.dispose()
 
