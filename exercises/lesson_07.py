@@ -566,9 +566,9 @@ def _redrive_some(connection, queue, target, group, transactional_id, redrive, a
         commit(producer)
         point("transaction committed")
 
-    def ends(consumer, places):
+    def ends(consumer, places, **settings):
         nonlocal accident
-        found = end_offsets(consumer, places)
+        found = end_offsets(consumer, places, **settings)
         if accident == "a letter comes":
             accident = ""
             with KafkaProducer(**connection) as warehouse:

@@ -443,12 +443,12 @@ def _look_for_damage(lab, scene: _Scene) -> None:
     missing = [_name(order) for order in scene.orders if not got[order]]
     picture = log_view(capture_log(lab.cluster, topics[-1]), f"The target when the mover had been {scene.accident}")
     wanted = _WANTED[scene.accident]
+    with KafkaAdminClient(**lab.cluster.connection) as admin:
+        offsets = admin.list_group_offsets([scene.group]).get(scene.group, {})
+    stands = {place.partition: found.offset for place, found in offsets.items()}
     if twice:
-        with KafkaAdminClient(**lab.cluster.connection) as admin:
-            offsets = admin.list_group_offsets([scene.group])[scene.group]
-        stands = {f"{scene.accident}-{place.partition}": found.offset for place, found in offsets.items()}
         raise Wrong(
-            f"{', '.join(twice)} twice; committed for the group: {stands or 'nothing'}",
+            f"{', '.join(twice)} twice; committed for the group, by partition: {stands or 'nothing'}",
             wanted,
             _TWICE.get(scene.accident)
             or "The consumed offsets are not committed in the same transaction as the orders, or they are those of "
@@ -458,6 +458,15 @@ def _look_for_damage(lab, scene: _Scene) -> None:
     if missing:
         cause = _MISSING.get(scene.accident, _MISSING["killed"])
         raise Wrong(f"never moved: {', '.join(missing)}", wanted, cause, picture)
+    again = [record for record in lab.records(scene.source) if record.offset >= stands.get(record.partition, 0)]
+    if again:  # whatever its deaths have shown: the next start would begin there
+        raise Wrong(
+            f"all orders moved; committed for the group, by partition: {stands or 'nothing'}, and "
+            f"{_name(again[0].value)} is on partition {again[0].partition}, offset {again[0].offset}",
+            "offsets behind all that was moved, in each partition: else the next start moves it again",
+            "The offset of each record belongs to the record's own partition, and is that of the next one.",
+            picture,
+        )
     source = {record.value: record for record in lab.records(scene.source)}
     for record in records:
         if (record.key, record.headers) != (source[record.value].key, source[record.value].headers):

@@ -19,6 +19,7 @@ from helpers.kafka.cache import KAFKA_VERSION
 from helpers.kafka.download import mirror
 from helpers.paths import COURSE
 
+JOSE4J = "org.bitbucket.b_c:jose4j:0.9.6"  # Kafka's clients need it where a company lets programs in by OAUTHBEARER
 SLF4J_SIMPLE = "org.slf4j:slf4j-simple:1.7.36"  # Kafka 4.4 uses slf4j 1.7; without a binding there is no log
 HELPERS = COURSE / "helpers" / "kafka"
 
@@ -27,7 +28,7 @@ def lists(kafka: str = KAFKA_VERSION) -> dict[str, list[str]]:
     """The lists of a version of Kafka, and the roots of each."""
     return {
         "kafka_jars.txt": [f"org.apache.kafka:kafka_2.13:{kafka}", SLF4J_SIMPLE],
-        "streams_jars.txt": [f"org.apache.kafka:kafka-streams-test-utils:{kafka}", SLF4J_SIMPLE],
+        "streams_jars.txt": [f"org.apache.kafka:kafka-streams-test-utils:{kafka}", JOSE4J, SLF4J_SIMPLE],
     }
 
 

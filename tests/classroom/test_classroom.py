@@ -746,7 +746,7 @@ def test_a_reset_beside_running_programs(broker, monkeypatch):
 
     with Cluster() as lab, KafkaAdminClient(**security(broker, "ivan")) as ivan:
         ivan.create_topics({"ivan.orders": {"num_partitions": 1}})
-        start_java()
+        start_java(streams=True)  # as all tests of one process: Java starts once, with one set of jars
         threads = [threading.Thread(target=classic), threading.Thread(target=share, args=(lab,))]
         for thread in threads:
             thread.start()

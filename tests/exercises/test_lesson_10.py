@@ -201,7 +201,7 @@ def test_q3_more(cluster):
         {
             q3.changed("record.offset + 1", "record.offset"): "not of the next ones",
             q3.changed("record.offset + 1", "moved + 1"): "",
-            q3.changed("record.topic, record.partition", "record.topic, 0"): "",
+            q3.changed("record.topic, record.partition", "record.topic, 0"): "committed for the group, by partition",
             q3.changed(SEND_OFFSETS, LATE): "generation -1",
             q3.changed(FUTURE, "        producer.flush()\n"): "`commit_transaction` does not notice that",
             q3.changed(FUTURE.strip("\n")[8:], skips): "the mover went on behind it",

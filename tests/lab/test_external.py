@@ -387,7 +387,7 @@ def test_the_ways_into_a_companys_cluster(start, company, way):
         producer.send(topic, b"hello").get(10)
     with KafkaConsumer(topic, **connection, group_id=group, auto_offset_reset="earliest") as consumer:
         assert [record.value for record in receive(consumer, 1)] == [b"hello"]
-    start_java()
+    start_java(streams=True)  # as all tests of one process: Java starts once, with one set of jars
     from org.apache.kafka.clients.admin import Admin
 
     with Admin.create(java_config(cluster)) as admin:

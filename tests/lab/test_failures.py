@@ -350,7 +350,7 @@ def test_a_broker_that_is_not_ready_in_time_says_what_was_waited_for_and_what_it
     monkeypatch.setattr(embedded.EmbeddedCluster, "_death", lambda self, wait: embedded_death(self, 0))
     monkeypatch.setattr(embedded, "prepare_cache", lambda: None)
     said = "(?s)were ended: Waited 90 s for the first record.*ERROR Log - the disk is read-only.*a line"
-    with pytest.raises(LabError, match=said), download._clear_errors():
+    with pytest.raises(LabError, match=said), download._filling():
         start()
 
 

@@ -240,7 +240,8 @@ def noexec(tmp_path, monkeypatch):
     subprocess.run(["umount", "--lazy", tmp_path], check=True)
 
 
-def test_a_temp_folder_mounted_noexec(noexec):
+def test_a_temp_folder_mounted_noexec(noexec, monkeypatch):
+    monkeypatch.setattr("jpype.isJVMStarted", lambda: False)  # another test of this process may have started it
     with pytest.raises(LabError, match="is mounted noexec, .*lesson 03.*: set TMPDIR to a folder of yours"):
         start_java(streams=True)
     assert "noexec" in doctor._careful(doctor.check_disk).text
