@@ -44,32 +44,9 @@ LOOSER = {
     ast.IsNot: "is",
 }
 SQL = [rf"\s+{clause}\b[^)\"]*" for clause in ("WHERE", "ON CONFLICT", "FOR UPDATE", "ORDER BY", "RETURNING")]
-EFFECTS = set(
-    [
-        "send",
-        "get",
-        "flush",
-        "commit",
-        "commit_transaction",
-        "abort_transaction",
-        "begin_transaction",
-        "init_transactions",
-        "take",
-        "poll",
-        "seek",
-        "send_offsets_to_transaction",
-        "execute",
-        "assign",
-        "subscribe",
-        "close",
-        "end_offsets",
-        "mail",
-        "work",
-        "pack",
-        "result",
-        "scalar",
-    ]
-)
+EFFECTS = {"send", "get", "flush", "commit", "commit_transaction", "abort_transaction", "begin_transaction", "take",
+           "init_transactions", "send_offsets_to_transaction", "poll", "seek", "assign", "subscribe", "close",
+           "end_offsets", "execute", "result", "scalar", "mail", "work", "pack"}  # fmt: skip
 SIMPLE = (ast.Expr, ast.Assign, ast.AugAssign, ast.AnnAssign, ast.Raise, ast.Return, ast.Continue, ast.Break,
           ast.Delete, ast.Assert)  # fmt: skip
 
