@@ -14,6 +14,7 @@ from sqlalchemy.exc import DBAPIError
 
 from exercises.frame.outcome import Wrong
 from exercises.frame.question import Question
+from exercises.frame.refusal import lets_errors_out
 from helpers import Worker, point, wait_until
 
 # What a judge runs in another process goes there by value: loading this module, and matplotlib with it, takes seconds.
@@ -93,6 +94,11 @@ def _judge_note_order(lab, note_order):
             "Let the table tell what has come. Python's memory does not forget what was rolled back.",
         )
     _explain_rows(rows(), wanted)
+    lets_errors_out(
+        engine,
+        lambda number: note([PLACED[0] | {"order": 100 + number}]),
+        lambda number: 100 + number in [order for order, *_ in rows()],
+    )
     return "events came twice, once after a death: each order is in the table once"
 
 
@@ -224,6 +230,7 @@ def _judge_apply_event(lab, apply_event):
         raise Wrong(f"a record came again, and `projected` went from {offsets} to {now}", "a place that stays", _ONLY)
     _explain_sums(engine, "a record was handed over again, and ", _ONLY)
     _two_at_once(lab, engine, url, apply_event)
+    _refused(lab, engine, apply_event)
     return "killed six times, handed over again, to two at once: each order counts once"
 
 
@@ -261,6 +268,36 @@ def _two_at_once(lab, engine, url, apply_event):
         )
     if sold < 11_111 and "ended" in states:
         raise Wrong("two projectors had the same record at the same moment, and its order is not counted", "once", "")
+
+
+def _refused(lab, engine, apply_event):
+    """Each of its statements is refused once; then the event comes again, as it does when the error comes out."""
+    jugs = [0]
+
+    def apply(number):
+        jugs[0] += 1  # of the goods, and as the offset of a partition of their own
+        lab.call(
+            apply_event, engine, SimpleNamespace(partition=7, offset=jugs[0], value={"goods": "jug", "quantity": 1})
+        )
+
+    def done(number):
+        return bool(_ask(engine, "SELECT FROM best_sellers WHERE goods = 'jug' AND sold = :jugs", jugs=jugs[0]))
+
+    def again(number):
+        try:
+            apply(number)
+        except DBAPIError:
+            jugs[0] -= 1
+            apply(number)
+            if not done(number):
+                raise Wrong(
+                    "PostgreSQL refused a statement; the event came again, and is not counted once",
+                    "counted once",
+                    _TOGETHER,
+                ) from None
+            raise
+
+    lets_errors_out(engine, again, done)
 
 
 def _explain_sums(engine, when="", cause="") -> None:
@@ -538,6 +575,18 @@ def _judge_rebuild(lab, rebuild):
                 "a function that may be called again",
                 "What the first rebuild made is still there: take its place, or begin by removing what is not shown.",
             ) from None
+        built = []
+
+        def build(number):
+            built[:] = [*EVENTS, ("jug", number)]
+            lab.call(rebuild, engine, _as_events(built))
+
+        def is_shown(number):
+            rows = _ask(engine, "SELECT * FROM best_sellers")
+            return {goods: tuple(counts) for goods, *counts in rows} == _counts(built)
+
+        lets_errors_out(engine, build, is_shown)
+        lab.call(rebuild, engine, _as_events(events))
         events = events + MORE
         connection.execute(text("SET lock_timeout = '1500ms'"))  # from here on by the clock, and machines may be slow
         _after_deaths(lab, url, rebuild, readers_see, events)

@@ -11,6 +11,7 @@ from sqlalchemy.pool import NullPool
 
 from exercises.frame.outcome import Wrong
 from exercises.frame.question import Question
+from exercises.frame.refusal import lets_errors_out
 from helpers import Worker, point, wait_until
 from helpers.pictures import capture_log, log_view
 
@@ -248,6 +249,14 @@ def _judge_reserve_once(lab, reserve_once):
     lab.call(reserve_once, engine, message(5))
     cause = "Between looking and writing, another process can do the same. Let the INSERT itself tell who was first."
     expect(5, "two processes had the same message at the same moment", cause)
+
+    reserved = []
+
+    def reserve(number):
+        reserved[:] = [_stock(engine)["cup"][1]]
+        lab.call(reserve_once, engine, message(100 + number))
+
+    lets_errors_out(engine, reserve, lambda _: _stock(engine)["cup"][1] == reserved[0] + 1)
     return "delivered twice, cut off, killed, two at once: one cup for each of five sagas"
 
 
@@ -405,7 +414,25 @@ def _judge_reserve_and_release(lab, reserve_inventory, release_inventory):
     worker = _worker(lab, _step_in_a_process, _url(engine), *step("saga-moves", "L"), environment=OTHER_SEED)
     _has_ended(worker)
     expect("RL", 2, ", the release in another process")
+    _refused_steps(engine, take)
     return "in each of eight orders, through deaths and a restart: reserved once, and never after the release"
+
+
+def _refused_steps(engine, take) -> None:
+    """Each statement of either step is refused once."""
+    reserved = []
+    for number in range(1, 11):
+        take(f"saga-refused-{number}-L", "R")
+
+    def call(letter):
+        def one(number):
+            reserved[:] = [_stock(engine)["cup"][1]]
+            take(f"saga-refused-{number}-{letter}", letter)
+
+        return one
+
+    lets_errors_out(engine, call("R"), lambda _: _stock(engine)["cup"][1] == reserved[0] + 1)
+    lets_errors_out(engine, call("L"), lambda _: _stock(engine)["cup"][1] == reserved[0] - 1, most=10)
 
 
 _MEMORY = (
@@ -536,6 +563,24 @@ def _judge_on_reply(lab, on_reply):
     # the orchestrator dies before its transaction is committed, and the reply comes again
     reply(3, "CREATE_ORDER", "done", "RESERVE_INVENTORY", plan, commit=False, when=", before a death")
     reply(3, "CREATE_ORDER", "done", "RESERVE_INVENTORY", _MEMORY, when=", again after a death before the commit")
+
+    given = []
+
+    def answer(number):  # each statement is refused once
+        message = _message(f"saga-{100 + number}", "CREATE_ORDER") | {"outcome": "done"}
+        with engine.begin() as connection:
+            given[:] = [lab.call(on_reply, connection, message, gives=(str, type(None)))]
+
+    def has_moved(number):
+        waits = _ask(engine, f"SELECT waits_for FROM sagas WHERE saga_id = 'saga-{100 + number}'")
+        return (waits, given) == ([("RESERVE_INVENTORY",)], ["RESERVE_INVENTORY"])
+
+    with engine.begin() as connection:
+        for number in range(1, 11):
+            connection.execute(
+                text("INSERT INTO sagas VALUES (:saga, 'CREATE_ORDER')"), {"saga": f"saga-{100 + number}"}
+            )
+    lets_errors_out(engine, answer, has_moved, most=10)
 
     with engine.connect() as connection:  # two orchestrators have the same reply at the same moment
         message = _message("saga-4", "CREATE_ORDER") | {"outcome": "done"}

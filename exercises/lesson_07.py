@@ -55,6 +55,16 @@ def _committed(lab, topic, group) -> int:
         return reader.committed(TopicPartition(topic, 0)) or 0
 
 
+def _take_back(lab, topic, value) -> None:
+    """A record whose transaction is aborted."""
+    producer = lab.producer(transactional_id=lab.transactional_id(f"{topic}-taken-back"))
+    producer.init_transactions()
+    producer.begin_transaction()
+    producer.send(topic, value, key=b"ann").get(timeout=10)
+    producer.abort_transaction()
+    _settle(lab, topic)
+
+
 def _settle(lab, topic) -> None:
     """Wait until no transaction is open on a topic: a marker may come a moment after `commit_transaction` returns."""
 
@@ -143,7 +153,9 @@ def _noting_auto_commit():
 def _judge_pack_all(lab, pack_all):
     topic, group, roomy = lab.topic(), lab.group(), lab.topic("dead-letters-2")
     refusing = lab.topic("dead-letters", config={"max.message.bytes": 300})
-    _place(lab, topic, [_order(1), _order(2), LONG_FAX, _order(4), None, _order(6)])
+    _place(lab, topic, [_order(1), _order(2), LONG_FAX, _order(4)])
+    _take_back(lab, topic, _order(9))
+    _place(lab, topic, [None, _order(6)])
     packed, early = [], []
 
     def pack(order):
@@ -197,6 +209,12 @@ def _judge_pack_all(lab, pack_all):
     finally:
         letters = lab.records(roomy)
         _same_records(letters, failed)  # without its key, kafka-python refuses the record without a value
+    if 9 in packed:
+        raise Wrong(
+            "order 9 is packed, and its transaction was aborted: nobody has ordered it",
+            "orders 1, 2, 4 and 6",
+            'A consumer gets aborted records, too, unless it asks for others: `isolation_level="read_committed"`.',
+        )
     if packed != [1, 2, 4, 6] or [letter.value for letter in letters] != [LONG_FAX, None]:
         raise Wrong(
             f"called again with a larger queue: orders {packed} packed in all, {len(letters)} dead letters",
@@ -288,6 +306,7 @@ def _judge_poison(lab, dead_letter, topic, queue) -> None:
         ("a record without a value", None, b"ann", [SENT_BY], "no value"),
         ("a header without a value", FAX, b"ann", [SENT_BY, ("trace", None)], "no JSON"),
         ("a record with neither key nor value", None, None, [connect], "no value"),
+        ("a record without a key", FAX, None, [SENT_BY], "no JSON"),
         ("an error without a text", b"[]", b"", [], ""),
     ]
     for what, value, key, headers, text in poison:
@@ -586,12 +605,7 @@ def _fill_queue(lab, name: str) -> str:
     _place(lab, queue, [DELETED, *LETTERS[:2]])
     with KafkaAdminClient(**lab.cluster.connection) as admin:
         admin.delete_records({TopicPartition(queue, 0): 1})
-    taken_back = lab.producer(transactional_id=lab.transactional_id(f"{name}-taken-back"))
-    taken_back.init_transactions()
-    taken_back.begin_transaction()
-    taken_back.send(queue, TAKEN_BACK, key=b"ann").get(timeout=10)
-    taken_back.abort_transaction()
-    _settle(lab, queue)
+    _take_back(lab, queue, TAKEN_BACK)
     _place(lab, queue, LETTERS[2:])
     return queue
 

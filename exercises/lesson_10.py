@@ -112,14 +112,22 @@ q1 = Question(
 
 
 class _Losing(KafkaProducer):
-    """A producer whose records for one topic stay in its buffer until they expire, as while a leader is away."""
+    """A producer whose records for one topic stay in its buffer until they expire, as while a leader is away.
 
-    away = ""
+    Another one with its name may come right before its commit.
+    """
+
+    away, rival = "", None
 
     def send(self, topic, *args, **kwargs):
         if topic == self.away:
             self._accumulator.muted.add(TopicPartition(topic, 0))
         return super().send(topic, *args, **kwargs)
+
+    def commit_transaction(self):
+        if self.rival:
+            self.rival()
+        super().commit_transaction()
 
 
 def _judge_place(lab, place):
@@ -186,6 +194,8 @@ def _judge_place(lab, place):
         )
         fails(number, made, b"order %d" % number, b"mail %d" % number, f"{lost} {number} expired", cause)
 
+    wanted = "an exception: this producer will never write again, so the process has to end"
+    fatal = "When `abort_transaction` raises as well, the error is fatal: let it out."
     old, new = producer(), producer()
     try:
         answer = place(old, topic1, topic2, b"order 6", b"mail 6")
@@ -195,12 +205,17 @@ def _judge_place(lab, place):
         found = committed()
         if [values[2:] for values in found] != [[b"order 7"], [b"mail 7"]]:
             raise Wrong(f"committed: {found}", "of the last two orders, order 7 alone", "") from None
-        return "three orders placed, one refused, two expired, and the fenced producer raised"
-    raise Wrong(
-        f"the producer was fenced, and `place` returned {answer!r}",
-        "an exception: this producer will never write again, so the process has to end",
-        "When `abort_transaction` raises as well, the error is fatal: let it out.",
-    )
+    else:
+        raise Wrong(f"the producer was fenced, and `place` returned {answer!r}", wanted, fatal)
+    last = producer()
+    last.rival = producer
+    try:
+        answer = place(last, topic1, topic2, b"order 8", b"mail 8")
+    except Exception:
+        if (found := committed())[0][3:]:
+            raise Wrong(f"the producer was fenced, and committed: {found}", "no order 8", "") from None
+        return "three orders placed, one refused, two expired, and the fenced producers raised"
+    raise Wrong(f"the producer was fenced right before its commit, and `place` returned {answer!r}", wanted, fatal)
 
 
 q2 = Question(
@@ -261,6 +276,25 @@ class _Scene:
     worker: Worker | None = None
 
 
+class _Member(KafkaConsumer):
+    """A consumer that the group expels between its records and the question for its membership."""
+
+    accident, expelled = "", False
+
+    def group_metadata(self):
+        if self.accident == "expelled-early" and not self.expelled:
+            self.expelled = True
+            membership = super().group_metadata
+            wait_until(lambda: membership().generation_id < 0, "the group to expel this mover", 60)
+            point("expelled")
+        return super().group_metadata()
+
+    def poll(self, *args, **kwargs):
+        if self.expelled:
+            point("goes on")
+        return super().poll(*args, **kwargs)
+
+
 class _Watched(KafkaProducer):
     """A producer at whose calls the judge can kill the process, or make another accident."""
 
@@ -301,7 +335,7 @@ DEATHS = [
     "after offsets",
     "before commit",
     "after commit",
-    ("after commit", 4),
+    *[("after commit", count) for count in range(2, 6)],  # a process for each order: each begins at an offset
 ]
 
 
@@ -311,9 +345,9 @@ def _move_in_a_process(connection, source, target, group, transactional_id, move
     producer.init_transactions()
     membership = {"group_instance_id": "mover"}
     if "expelled" in accident:
-        interval = 1000 if accident == "expelled" else 60_000
+        interval = 1000 if accident.startswith("expelled") else 60_000
         membership = {"max_poll_interval_ms": interval, "heartbeat_interval_ms": 200}
-    consumer = KafkaConsumer(
+    consumer = _Member(
         source, **connection, group_id=group, auto_offset_reset="earliest",
         enable_auto_commit=False, isolation_level="read_committed", retry_backoff_ms=10, **membership,
     )  # fmt: skip
@@ -326,6 +360,7 @@ def _move_in_a_process(connection, source, target, group, transactional_id, move
         # Join the group before the learner's code runs: `take` waits for ten seconds, a slow machine may need more.
         for place, (record, *_) in consumer.poll(timeout_ms=60_000, max_records=1).items():
             consumer.seek(place, record.offset)
+        consumer.accident = accident
         move_orders(consumer, producer, target, left)
     producer.flush()
 
@@ -360,8 +395,8 @@ def _scene(lab, accident: str, move_orders) -> _Scene:
     )
     _fill_source(lab, source, orders)
     lives = {"die_at": DEATHS, "restarts": True} if accident == "killed" else {}
-    if accident == "expelled":
-        lives = {"hold_at": "before send"}
+    if accident.startswith("expelled"):
+        lives = {"hold_at": "before send" if accident == "expelled" else "expelled"}
     scene.worker = _mover(lab, scene, targets[0], scene.transactional_id, move_orders, accident, **lives)
     return scene
 
@@ -383,8 +418,9 @@ def _needs_to_end(worker) -> None:
 
 def _judge_move_orders(lab, move_orders):
     # All at once: each is a process that has to load Python and kafka-python first.
-    killed, refused, expired, expelled = (
-        _scene(lab, accident, move_orders) for accident in ("killed", "refused", "expired", "expelled")
+    killed, refused, expired, expelled, early = (
+        _scene(lab, accident, move_orders)
+        for accident in ("killed", "refused", "expired", "expelled", "expelled-early")
     )
     _needs_to_end(killed.worker)
     _look_for_damage(lab, killed)
@@ -394,19 +430,28 @@ def _judge_move_orders(lab, move_orders):
         if said and said[0].startswith("TimeoutError: Waited"):  # `take` got nothing in its ten seconds
             raise TimeoutError(f"the mover whose record was {scene.accident} got no records in time")
     expelled.worker.wait_for("before send", 60)
-    ids = {"refused": refused.transactional_id, "expired": expired.transactional_id, "expelled": lab.transactional_id()}
+    wait_until(lambda: "expelled" in early.worker.points or early.worker.state != "running", "the question", 60)
+    ids = {scene.accident: scene.transactional_id for scene in (refused, expired)}  # the others are other processes
     behind = [
-        _mover(lab, scene, scene.targets[1], ids[scene.accident], move_orders, f"another, {scene.accident}")
-        for scene in (refused, expired, expelled)
-    ]
+        _mover(
+            lab, scene, scene.targets[1], ids.get(scene.accident) or lab.transactional_id(f"another-{scene.accident}"),
+            move_orders, f"another, {scene.accident}",
+        )
+        for scene in (refused, expired, expelled, early)
+    ]  # fmt: skip
     for worker, scene in zip(behind, (refused, expired), strict=False):
         _needs_to_end(worker)
         _look_for_damage(lab, scene)
-    _needs_to_end(behind[-1])
+    for worker in behind[2:]:
+        _needs_to_end(worker)
     expelled.worker.release()
+    early.worker.release()
     expelled.worker.wait(60)
-    lab.producer(transactional_id=expelled.transactional_id).init_transactions()  # as its restart would
-    _look_for_damage(lab, expelled)
+    wait_until(lambda: "goes on" in early.worker.points or early.worker.state != "running", "the mover to go on", 60)
+    early.worker.kill()
+    for scene in (expelled, early):
+        lab.producer(transactional_id=scene.transactional_id).init_transactions()  # as its restart would
+        _look_for_damage(lab, scene)
     picture = capture_log(lab.cluster, killed.targets[0])
     return log_view(picture, f"Killed {len(DEATHS)} times: each order is there once")
 
@@ -417,11 +462,16 @@ _WANTED = {
     "expired": "each order once: the first process ends with the expired record, the second one goes on",
     "expelled": "each order once, though the group expels a mover at work, and another one takes over",
 }
+_WANTED["expelled-early"] = _WANTED["expelled"]
 _TWICE = {
     "expelled": "The group had given the orders to another mover, and took offsets from the expelled one all the same. "
     "It takes them from anybody who has only the group's name, or generation -1. Ask for the membership together with "
     "the records, and send that one.",
 }
+_TWICE["expelled-early"] = (
+    "The group had expelled the mover between `take` and `group_metadata`, which then says generation -1. The broker "
+    "takes offsets with generation -1 from anybody: look at it, and leave the record to the member that owns it now."
+)
 _MISSING = {
     "killed": "Offsets were committed for records that had not been written: in a call of their own, or ahead of the "
     "records.",

@@ -39,13 +39,13 @@ LOOSER = {
     ast.Eq: "!=",
     ast.NotEq: "==",
     ast.In: "not in",
-    ast.NotIn: "in",
+    ast.NotIn: "in",  # codespell:ignore
     ast.Is: "is not",
     ast.IsNot: "is",
 }
 SQL = [rf"\s+{clause}\b[^)\"]*" for clause in ("WHERE", "ON CONFLICT", "FOR UPDATE", "ORDER BY", "RETURNING")]
 EFFECTS = {"send", "get", "flush", "commit", "commit_transaction", "abort_transaction", "begin_transaction", "take",
-           "init_transactions", "send_offsets_to_transaction", "poll", "seek", "assign", "subscribe", "close",
+           "init_transactions", "send_offsets_to_transaction", "poll", "seek", "assign", "subscribe",
            "end_offsets", "execute", "result", "scalar", "mail", "work", "pack"}  # fmt: skip
 SIMPLE = (ast.Expr, ast.Assign, ast.AugAssign, ast.AnnAssign, ast.Raise, ast.Return, ast.Continue, ast.Break,
           ast.Delete, ast.Assert)  # fmt: skip
@@ -103,14 +103,17 @@ def mutants(source: str) -> list[Mutant]:
         add(kind, at(node), at(node, end=True), new)
 
     tree = ast.parse(source)
+    patience = {id(part) for node in ast.walk(tree) if _is_patience(node) for part in ast.walk(node)}
     for node in ast.walk(tree):
+        if id(node) in patience:
+            continue
         for field in ("body", "orelse", "finalbody"):
             block = getattr(node, field, None)
             if isinstance(node, ast.Module | ast.ClassDef) or not isinstance(block, list):
                 continue
             statements = [s for s in block if not _is_docstring(s)]
             for statement in statements:
-                if isinstance(statement, SIMPLE) and not _names_something(statement):
+                if isinstance(statement, SIMPLE) and not _names_something(statement) and id(statement) not in patience:
                     replace("left out", statement, "pass")
                 if isinstance(statement, ast.Expr | ast.Assign) and _has_an_effect(statement):
                     pad = " " * statement.col_offset
@@ -188,6 +191,13 @@ def _names_something(statement: ast.stmt) -> bool:
     return isinstance(statement, ast.Assign) and not (_given(statement) & _used(statement)) and bool(_given(statement))
 
 
+def _is_patience(node: ast.AST) -> bool:
+    """How long something waits: no answer gets wrong by another number there, only slower."""
+    if isinstance(node, ast.keyword):
+        return bool(re.search("timeout|pause|backoff", node.arg or ""))
+    return isinstance(node, ast.Expr) and ast.unparse(node).startswith("time.sleep(")
+
+
 def _is_docstring(statement: ast.stmt) -> bool:
     return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
 
@@ -195,7 +205,9 @@ def _is_docstring(statement: ast.stmt) -> bool:
 def _call_mutants(node: ast.Call, raw, at, text, add, replace) -> None:
     arguments = [*node.args, *node.keywords]
     for number, argument in enumerate(arguments):
-        if isinstance(argument, ast.keyword):  # an argument left out, with the comma before or behind it
+        if isinstance(argument, ast.keyword) and not _is_patience(
+            argument
+        ):  # an argument left out, with the comma before or behind it
             begin = at(arguments[number - 1], end=True) if number else at(argument)
             end = at(argument, end=True)
             if not number and len(arguments) > 1:

@@ -61,6 +61,7 @@ def test_q1_unusual(cluster):
         """
 def pack_all(connection, topic, dead_letters, group, count, pack):
     settings = {"group_id": group, "auto_offset_reset": "earliest", "enable_auto_commit": False}
+    settings["isolation_level"] = "read_committed"
     with KafkaProducer(**connection) as producer, KafkaConsumer(topic, **connection, **settings) as consumer:
         for _ in range(count):
             (record,) = take(consumer, 1)

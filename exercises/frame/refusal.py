@@ -1,0 +1,62 @@
+"""A database that says 'not now': what an answer does with the error, asked for each of its statements."""
+
+import contextlib
+import itertools
+from collections.abc import Callable, Iterator
+
+from sqlalchemy import Engine, event
+
+from exercises.frame.outcome import Wrong
+
+_REFUSAL = "DO $$ BEGIN RAISE lock_not_available USING MESSAGE = 'canceling statement due to lock timeout'; END $$"
+
+
+@contextlib.contextmanager
+def refusing(engine: Engine, number: int) -> Iterator[list[str]]:
+    """Have PostgreSQL refuse the n-th statement in this block, as it does when somebody holds the table's lock.
+
+    Yields:
+        A list that gets the refused statement, when it has come.
+    """
+    refused, count = [], itertools.count(1)
+
+    def exchange(connection, cursor, statement, parameters, context, executemany):
+        if next(count) != number:
+            return statement, parameters
+        refused.append(" ".join(statement.split()))
+        return _REFUSAL, [()] if executemany else ()
+
+    event.listen(engine, "before_cursor_execute", exchange, retval=True)
+    try:
+        yield refused
+    finally:
+        event.remove(engine, "before_cursor_execute", exchange)
+
+
+def lets_errors_out(engine: Engine, call: Callable[[int], object], done: Callable[[int], bool], most: int = 40) -> None:
+    """Call the answer once for each of its statements, which is refused; `Wrong` if it hides that.
+
+    Args:
+        engine: what the answer works with.
+        call: calls the answer, with something new for each number.
+        done: tells whether that call's work is in the database; it is then no fault that no error came out.
+        most: the greatest number of statements to refuse.
+    """
+    for number in range(1, most + 1):
+        with refusing(engine, number) as refused:
+            try:
+                call(number)
+            except Wrong:
+                raise
+            except Exception:
+                if refused:
+                    continue
+                raise
+        if not refused:
+            return
+        if not done(number):
+            raise Wrong(
+                f"PostgreSQL refused `{refused[0][:60]}…` (a lock timeout), and your function came back as if done",
+                "the exception, so that the caller knows and the work comes again; or another try",
+                "An `except` hides the error: let out what you cannot repair. An error undoes the whole transaction.",
+            )
