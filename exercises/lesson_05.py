@@ -4,6 +4,7 @@ import itertools
 import sys
 import threading
 import time
+from collections import Counter
 from types import SimpleNamespace
 
 import cloudpickle
@@ -12,6 +13,7 @@ from kafka.serializer import JsonSerializer
 from sqlalchemy import create_engine, event, text
 from sqlalchemy.exc import DBAPIError
 
+from exercises.frame.attack import Attack, Died, struck
 from exercises.frame.outcome import Wrong
 from exercises.frame.question import Question
 from exercises.frame.refusal import lets_errors_out
@@ -342,6 +344,62 @@ def _last_line(output: str) -> str:
     return output.strip().splitlines()[-1] if output.strip() else ""
 
 
+def _begin_attack(lab, apply_event):
+    """A projector under accidents: it goes on where `projected` says, as after a restart."""
+    engine, _ = _engine(
+        lab,
+        "q2",
+        "CREATE TABLE best_sellers (goods text PRIMARY KEY, sold int);"
+        "CREATE TABLE projected (partition int PRIMARY KEY, next_offset bigint)",
+    )
+
+    def apply(partition, offset):
+        goods = {"goods": f"order {offset} of partition {partition}", "quantity": 1}
+        lab.call(apply_event, engine, SimpleNamespace(partition=partition, offset=offset, value=goods))
+
+    def run(history):
+        with engine.begin() as connection:
+            connection.execute(text("TRUNCATE best_sellers, projected"))
+        ends = Counter()
+        for what, partition, number in history:
+            if what == "again":
+                for offset in range(max(0, ends[partition] - number), ends[partition]):
+                    apply(partition, offset)
+                continue
+            try:
+                with struck(engine, what, number):
+                    apply(partition, ends[partition])
+            except (Died, DBAPIError):
+                (found,) = _ask(engine, "SELECT max(next_offset) FROM projected WHERE partition = :p", p=partition)
+                for offset in range(found[0] or 0, ends[partition] + 1):
+                    apply(partition, offset)
+            ends[partition] += 1
+        sold = Counter(dict(map(tuple, _ask(engine, "SELECT goods, sold FROM best_sellers"))))
+        wanted = Counter(f"order {offset} of partition {p}" for p, end in ends.items() for offset in range(end))
+        if wrong := {goods: sold[goods] for goods in sorted(wanted | sold) if sold[goods] != wanted[goods]}:
+            cause = _ONLY if all(what in ("comes", "again") for what, *_ in history) else _TOGETHER
+            raise Wrong(f"counted so often: {wrong}", "each order once", cause)
+
+    return run
+
+
+def _draw_attack(draw):
+    whats = ["comes", "comes", "again", "refused", "dies", "dies committed"]
+    return [(draw.choice(whats), draw.randrange(2), draw.randint(1, 3)) for _ in range(draw.randint(2, 9))]
+
+
+def _tell_attack(step):
+    what, partition, number = step
+    event = f"the next event of partition {partition}"
+    return {
+        "comes": ("log", "projector", f"{event} comes"),
+        "again": ("log", "projector", f"the last {number} of partition {partition} come again"),
+        "refused": ("database", "projector", f"{event}: statement {number} is refused"),
+        "dies": ("projector", "projector", f"{event}: it dies after statement {number}"),
+        "dies committed": ("projector", "projector", f"{event}: it dies after commit {number}"),
+    }[what]
+
+
 q2 = Question(
     "q2",
     wants=("apply_event",),
@@ -385,6 +443,7 @@ def apply_event(engine, record):
     ],
     why="The result and the place in the log change together, or not at all: that is 'exactly once', in a database.",
     deadline=90,
+    attack=Attack(_begin_attack, _draw_attack, _tell_attack, ("log", "projector", "database")),
 )
 
 

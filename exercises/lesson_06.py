@@ -9,6 +9,7 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
+from exercises.frame.attack import Attack, Died, struck
 from exercises.frame.outcome import Wrong
 from exercises.frame.question import Question
 from exercises.frame.refusal import lets_errors_out
@@ -304,6 +305,50 @@ def _in_another_process(lab, engine, reserve_once, messages, expect):
         )
 
 
+def _begin_attack(lab, reserve_once):
+    """A service under accidents: a message comes again until the function has come back."""
+    engine = _engine(lab, STOCK + "; CREATE TABLE reservations (saga_id text PRIMARY KEY, item text)")
+
+    def run(history):
+        with engine.begin() as connection:
+            connection.execute(text("TRUNCATE reservations"))
+            connection.execute(text("UPDATE stock SET free = 9, reserved = 0"))
+        for what, saga, item, number in history:
+            message = _message(f"saga-{saga}", "RESERVE_INVENTORY", item)
+            try:
+                with struck(engine, what, number):
+                    lab.call(reserve_once, engine, message)
+            except (Died, DBAPIError):
+                lab.call(reserve_once, engine, message)
+        first = {}
+        for _, saga, item, _ in history:
+            first.setdefault(saga, item)
+        wanted = {name: sum(item == name for item in first.values()) for name in ("cup", "lamp")}
+        found = {name: reserved for name, (_, reserved) in _stock(engine).items()}
+        if found != wanted:
+            raise Wrong(f"reserved: {found}", f"{wanted}: one piece for each saga", _APART[""])
+
+    return run
+
+
+def _draw_attack(draw):
+    whats = ["comes", "comes", "refused", "dies", "dies committed"]
+    item = {saga: draw.choice(["cup", "lamp"]) for saga in range(1, 5)}
+    sagas = [draw.randint(1, 4) for _ in range(draw.randint(2, 9))]
+    return [(draw.choice(whats), saga, item[saga], draw.randint(1, 3)) for saga in sagas]
+
+
+def _tell_attack(step):
+    what, saga, item, number = step
+    message = f"saga {saga}, a {item}"
+    return {
+        "comes": ("topic", "inventory", message),
+        "refused": ("database", "inventory", f"{message}: statement {number} is refused"),
+        "dies": ("inventory", "inventory", f"{message}: it dies after statement {number}"),
+        "dies committed": ("inventory", "inventory", f"{message}: it dies after commit {number}"),
+    }[what]
+
+
 _APART = {
     "note": "The note was committed on its own, before the work: in a transaction of its own, or with AUTOCOMMIT. "
     "When the message comes again, the note says that all is done.",
@@ -350,6 +395,7 @@ def reserve_once(engine, message):
     ],
     why="Kafka may deliver any record twice; the database is where 'once' is decided.",
     deadline=120,
+    attack=Attack(_begin_attack, _draw_attack, _tell_attack, ("topic", "inventory", "database")),
 )
 
 

@@ -7,6 +7,7 @@ import sys
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from unittest import mock
 
 import cloudpickle
@@ -14,6 +15,7 @@ from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.errors import KafkaError
 from sqlalchemy.exc import OperationalError
 
+from exercises.frame.attack import Attack
 from exercises.frame.outcome import Wrong
 from exercises.frame.question import Question
 from helpers import Worker, point, wait_until
@@ -505,6 +507,84 @@ def _judge_refusal(lab, process, topic) -> None:
         )
 
 
+def _begin_attack(lab, process):
+    """Records of each kind, a shelf that is locked for some attempts, a queue that refuses."""
+    source, producer = lab.topic("orders"), lab.producer()
+    queue, small = lab.topic("dead-letters"), lab.topic("dead-letters-2", config={"max.message.bytes": 300})
+
+    def run(history):
+        wanted, before = [], len(lab.records(queue))
+        for number, (what, tries, locked) in enumerate(history, 1):
+            value = {
+                "tea": _order(number),
+                "no shelf": _order(number, "matcha"),
+                "fax": FAX,
+                "no value": None,
+                "a number": b"17",
+                "refused": LONG_FAX,
+            }[what]
+            record = SimpleNamespace(
+                topic=source, partition=0, offset=number, value=value, key=b"ann", headers=[SENT_BY]
+            )
+            attempts, done = 0, []
+
+            def pack(order, locked=locked, done=done):
+                nonlocal attempts
+                attempts += 1
+                if order["goods"] == "matcha":
+                    raise _NoShelf
+                if attempts > 50:
+                    raise RuntimeError("tried more than 50 times")
+                if attempts <= locked:
+                    raise OperationalError("SELECT", {}, Exception("the shelf is locked"))
+                done.append(order["order"])
+
+            told = _tell_attack((what, tries, locked))[2]
+            try:
+                if what == "refused":  # by a producer of its own: after a refusal, one does not go on with it
+                    lab.call(process, record, pack, lab.producer(), small, tries)
+                else:
+                    lab.call(process, record, pack, producer, queue, tries)
+            except Wrong:
+                raise
+            except Exception as error:
+                if what == "refused" and _comes_from_kafka(error):
+                    continue
+                raise Wrong(f"{told}: your function raised {type(error).__name__}", "a function that returns") from None
+            if what == "refused":
+                raise Wrong(f"{told}: your function returned", "the exception of the refusal")
+            packs = what == "tea" and locked < tries
+            most = {"tea": min(locked + 1, tries), "no shelf": 1}.get(what, attempts)
+            if (len(done), attempts) != (int(packs), most):
+                observed = f"{told}: {attempts} attempts, packed {len(done)} times"
+                raise Wrong(observed, f"{most} attempts, packed {int(packs)} times")
+            wanted += [] if packs else [value]
+        letters = lab.records(queue)[before:]
+        if [letter.value for letter in letters] != wanted:
+            raise Wrong(
+                f"the dead letters are {[_told(letter) for letter in letters]}",
+                f"{len(wanted)}: what could not be packed, as it came",
+                "One dead letter for each record that is given up, on the log when the function returns.",
+            )
+
+    return run
+
+
+def _draw_attack(draw):
+    whats = ["tea", "tea", "tea", "no shelf", "fax", "no value", "a number", "refused"]
+    return [(draw.choice(whats), draw.randint(1, 4), draw.randint(0, 4)) for _ in range(draw.randint(1, 8))]
+
+
+def _tell_attack(step):
+    what, tries, locked = step
+    told = {
+        "tea": f"tea, tries={tries}, locked for {locked} attempts",
+        "no shelf": f"matcha, which has no shelf, tries={tries}",
+        "refused": f"a fax that the queue refuses, tries={tries}",
+    }.get(what, f"{what}, tries={tries}")
+    return ("topic", "warehouse", told)
+
+
 q3 = Question(
     "q3",
     wants=("process",),
@@ -537,6 +617,7 @@ def process(record, pack, producer, dead_letters, tries):
     ],
     why="A retry helps against what passes; against what does not, it only holds up all others.",
     deadline=60,
+    attack=Attack(_begin_attack, _draw_attack, _tell_attack, ("topic", "warehouse")),
 )
 
 

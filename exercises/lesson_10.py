@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import cloudpickle
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 
+from exercises.frame.attack import Attack
 from exercises.frame.outcome import Wrong
 from exercises.frame.question import Question
 from helpers import Worker, point, read_topic, wait_until
@@ -385,16 +386,42 @@ def _fill_source(lab, topic, orders) -> None:
     _settle(lab, topic)
 
 
-def _scene(lab, accident: str, move_orders) -> _Scene:
+def _begin_attack(lab, move_orders):
+    """A mover that is killed at drawn points, started again each time, and started once more at the end."""
+    count = 0
+
+    def run(history):
+        nonlocal count
+        count += 1
+        scene = _scene(lab, "killed", move_orders, f"-{count % 5}", list(history))
+        _needs_to_end(scene.worker)
+        again = _mover(lab, scene, scene.targets[0], scene.transactional_id, move_orders)
+        _needs_to_end(again)
+        _look_for_damage(lab, scene)
+
+    return run
+
+
+def _draw_attack(draw):
+    places = ["before send", "after send", "before offsets", "after offsets", "before commit", "after commit"]
+    return [(draw.choice(places), draw.randint(1, 3)) for _ in range(draw.randint(1, 5))]
+
+
+def _tell_attack(step):
+    place, number = step
+    return ("mover", "mover", f"killed {place}, of order {number} of this life")
+
+
+def _scene(lab, accident: str, move_orders, name: str = "", deaths: list = DEATHS) -> _Scene:
     orders = [*ORDERS[:2], LARGE, *ORDERS[3:]] if accident == "refused" else ORDERS
-    source = lab.topic(f"orders-{accident}", partitions=2)
-    targets = [lab.topic(f"target-{accident}", config={"max.message.bytes": 500} if accident == "refused" else None)]
+    source = lab.topic(f"orders-{accident}{name}", partitions=2)
+    limit = {"max.message.bytes": 500} if accident == "refused" else None
+    targets = [lab.topic(f"target-{accident}{name}", config=limit)]
     targets.append(lab.topic(f"target-{accident}-2") if accident == "refused" else targets[0])
-    scene = _Scene(
-        accident, source, targets, lab.group(f"group-{accident}"), lab.transactional_id(f"mover-{accident}"), orders
-    )
+    group, transactional_id = lab.group(f"group-{accident}{name}"), lab.transactional_id(f"mover-{accident}{name}")
+    scene = _Scene(accident, source, targets, group, transactional_id, orders)
     _fill_source(lab, source, orders)
-    lives = {"die_at": DEATHS, "restarts": True} if accident == "killed" else {}
+    lives = {"die_at": deaths, "restarts": True} if accident == "killed" else {}
     if accident.startswith("expelled"):
         lives = {"hold_at": "before send" if accident == "expelled" else "expelled"}
     scene.worker = _mover(lab, scene, targets[0], scene.transactional_id, move_orders, accident, **lives)
@@ -568,6 +595,7 @@ def move_orders(consumer, producer, target, count):
     ],
     why="Input position and output are committed together: that is all of exactly-once on Kafka.",
     deadline=120,
+    attack=Attack(_begin_attack, _draw_attack, _tell_attack, ("mover", "broker")),
 )
 
 

@@ -18,6 +18,7 @@ from IPython import get_ipython
 from kafka.errors import KafkaConnectionError, KafkaTimeoutError
 
 from exercises.frame import board_client, progress
+from exercises.frame.attack import SHRINKING, Attack, attack
 from exercises.frame.clients import Clients
 from exercises.frame.deadline import TookTooLong, learners_line, limited
 from exercises.frame.lab import Lab
@@ -63,17 +64,19 @@ class Question:
         cluster: the notebook's name for its cluster.
         brokers: a number gives the check an embedded cluster of its own, which the judge may harm; started before the
             deadline begins.
+        attack: how `attack` attacks an answer; None where it cannot be attacked.
     """
 
     def __init__(
         self, name: str, *, wants: tuple[str, ...], starter: str, solution: str, judge: Callable, hints: list[str],
         why: str, deadline: float = 10, cluster: str = "cluster", brokers: int | None = None,
+        attack: Attack | None = None,
     ):  # fmt: skip
         self.name, self.wants, self.why, self.deadline = name, wants, why, deadline
         self.starter, self.answer = _tidy(starter), _tidy(solution)
         self.hints, self.cluster, self.brokers = hints, cluster, brokers
         self.lesson = judge.__module__.rpartition(".")[2]
-        self._judge, self._hints_shown = judge, 0
+        self._judge, self._hints_shown, self._attack = judge, 0, attack
 
     def __repr__(self):
         return f"{self.name}: {self.name}.check(), {self.name}.hint(), {self.name}.solution()"
@@ -105,6 +108,35 @@ class Question:
         names = [thing.name for thing in vars(module).values() if isinstance(thing, Question)]
         said, trouble = progress.of_lesson(self.lesson, names)
         return Card(said, [("All lessons", "`python -m helpers progress`"), ("Not kept", trouble)])
+
+    def attack(self, seconds: float = 60, seed: int = 1) -> Outcome:
+        """Attack your answer with accidents that are drawn, and find the shortest history that breaks it.
+
+        Args:
+            seconds: how long it is attacked, at least with one history.
+            seed: draws the histories; the same seed draws the same ones.
+
+        Raises:
+            Interrupted: the learner did not wait.
+        """
+        shell = get_ipython()
+        try:
+            return self.attacked(shell.user_ns if shell else sys._getframe(1).f_globals, seconds, seed)
+        except KeyboardInterrupt:
+            raise Interrupted(self.name) from None
+
+    def attacked(self, namespace: dict, seconds: float, seed: int) -> Outcome:
+        """Attack what a namespace holds; see `attack`. It counts as no try."""
+        if self._attack is None:
+            told = f"`{self.name}.check()` judges your answer."
+            return Outcome(NOT_JUDGED, f"{self.name} has no attack", [("To do", told)])
+        plan = self._attack
+
+        def attacking(lab: Lab, *objects) -> Outcome:
+            return attack(self.name, plan, plan.begin(lab, *objects), seconds, seed)
+
+        with quiet():
+            return self._outcome(namespace, attacking, seconds + SHRINKING + self.deadline)
 
     def ask(self, words: str = "") -> Card:
         """In class: ask the teacher for help. The code of your answer goes to the teacher's board, with your words."""
@@ -156,7 +188,7 @@ class Question:
             exec(compile(text, file, "exec", dont_inherit=True), namespace)
         return self.judge(namespace)
 
-    def _outcome(self, namespace: dict) -> Outcome:
+    def _outcome(self, namespace: dict, judge: Callable | None = None, deadline: float = 0) -> Outcome:
         """Not started, or the judge's word, or what kept the judge from it."""
         others = {name: value for name, value in namespace.items() if name not in self.wants}
         starter = run_starter(self.starter, others)
@@ -170,7 +202,9 @@ class Question:
                 raise Wrong(f"there is no `{blank[0]}` yet", names, "Its cell was not run, or its name differs.")
             for name in self.wants:
                 _check_kind(name, namespace[name], starter.get(name))
-            found = self._run_judge(namespace)
+            found = self._run_judge(namespace, judge or self._judge, deadline or self.deadline)
+            if isinstance(found, Outcome):
+                return found
             facts = [("Observed", found)] if isinstance(found, str) else []
             picture = found if hasattr(found, "_repr_mimebundle_") else None
             return Outcome(RIGHT, f"{self.name}: right", [*facts, ("Why it matters", self.why)], picture)
@@ -180,7 +214,7 @@ class Question:
                 state, title = NOT_JUDGED, "not judged"
             return Outcome(state, f"{self.name}: {title}", wrong.facts, wrong.picture, wrong.trace)
 
-    def _run_judge(self, namespace: dict):
+    def _run_judge(self, namespace: dict, judge: Callable, deadline: float):
         """The judge's result; whatever goes wrong on the way comes out as `Wrong`."""
         lab = None
         try:
@@ -188,7 +222,7 @@ class Question:
                 own = afterwards.enter_context(own_cluster(self.brokers)) if self.brokers else None
                 lab = Lab(self, namespace, clients, afterwards, own)
                 objects = [namespace[name] for name in self.wants]
-                return limited(lambda: self._judge(lab, *objects), self.deadline, namespace, self.wants)
+                return limited(lambda: judge(lab, *objects), deadline, namespace, self.wants)
         except (Wrong, KeyboardInterrupt):
             raise
         except BaseException as error:
