@@ -384,8 +384,8 @@ def _begin_attack(lab, apply_event):
 
 
 def _draw_attack(draw):
-    whats = ["comes", "comes", "again", "refused", "dies", "dies committed"]
-    return [(draw.choice(whats), draw.randrange(2), draw.randint(1, 3)) for _ in range(draw.randint(2, 9))]
+    kinds = ["comes", "comes", "again", "refused", "dies", "dies committed"]
+    return [(draw.choice(kinds), draw.randrange(2), draw.randint(1, 3)) for _ in range(draw.randint(2, 9))]
 
 
 def _tell_attack(step):

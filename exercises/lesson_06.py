@@ -332,10 +332,10 @@ def _begin_attack(lab, reserve_once):
 
 
 def _draw_attack(draw):
-    whats = ["comes", "comes", "refused", "dies", "dies committed"]
+    kinds = ["comes", "comes", "refused", "dies", "dies committed"]
     item = {saga: draw.choice(["cup", "lamp"]) for saga in range(1, 5)}
     sagas = [draw.randint(1, 4) for _ in range(draw.randint(2, 9))]
-    return [(draw.choice(whats), saga, item[saga], draw.randint(1, 3)) for saga in sagas]
+    return [(draw.choice(kinds), saga, item[saga], draw.randint(1, 3)) for saga in sagas]
 
 
 def _tell_attack(step):

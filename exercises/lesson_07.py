@@ -571,8 +571,8 @@ def _begin_attack(lab, process):
 
 
 def _draw_attack(draw):
-    whats = ["tea", "tea", "tea", "no shelf", "fax", "no value", "a number", "refused"]
-    return [(draw.choice(whats), draw.randint(1, 4), draw.randint(0, 4)) for _ in range(draw.randint(1, 8))]
+    kinds = ["tea", "tea", "tea", "no shelf", "fax", "no value", "a number", "refused"]
+    return [(draw.choice(kinds), draw.randint(1, 4), draw.randint(0, 4)) for _ in range(draw.randint(1, 8))]
 
 
 def _tell_attack(step):

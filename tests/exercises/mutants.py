@@ -115,7 +115,7 @@ def mutants(source: str) -> list[Mutant]:
             for statement in statements:
                 if isinstance(statement, SIMPLE) and not _names_something(statement) and id(statement) not in patience:
                     replace("left out", statement, "pass")
-                if isinstance(statement, ast.Expr | ast.Assign) and _has_an_effect(statement):
+                if isinstance(statement, ast.Expr) and _has_an_effect(statement):  # an unset name would raise anyway
                     pad = " " * statement.col_offset
                     body = text(statement).replace("\n", "\n    ")
                     replace(
