@@ -42,6 +42,7 @@ def test_the_solution_survives(question, cluster, database):
 
 
 @pytest.mark.weekly
+@pytest.mark.timeout(900)
 def test_the_solution_survives_ten_minutes(question, cluster, database):
     outcome = attacked(question[1], question[1].answer, cluster, database, 600, seed=1000)
     assert outcome.state == RIGHT, f"{outcome}\n{outcome.trace}"
