@@ -157,6 +157,25 @@ def doctor(card: Path | None, room: Path | None) -> None:
     sys.exit(examine(card, room))
 
 
+@commands.command(
+    context_settings={"ignore_unknown_options": True, "help_option_names": []}, options_metavar="TOOL [OPTIONS]..."
+)
+@click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="")
+def kafka(words: tuple[str, ...]) -> None:
+    """Run one of Kafka's own command line tools on the lab that was started last.
+
+    `python -m helpers kafka topics --list` is `kafka-topics.sh --bootstrap-server ... --list`. Run it in a terminal
+    while a lesson runs. The first time, the tools are fetched (12 MB).
+    """
+    from course.kafka_tools import TOOLS, start
+
+    if not words or words[0] in ("-h", "--help"):
+        click.echo(click.get_current_context().get_help())
+        click.echo(f"\nTools: {', '.join(TOOLS)}. Each one's options: `python -m helpers kafka topics --help`.")
+        return
+    start(words[0], list(words[1:]))
+
+
 @commands.command()
 @click.argument("names", nargs=-1, metavar="[LESSON]...")
 @click.option(

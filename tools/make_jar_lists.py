@@ -29,6 +29,7 @@ def lists(kafka: str = KAFKA_VERSION) -> dict[str, list[str]]:
     return {
         "kafka_jars.txt": [f"org.apache.kafka:kafka_2.13:{kafka}", SLF4J_SIMPLE],
         "streams_jars.txt": [f"org.apache.kafka:kafka-streams-test-utils:{kafka}", JOSE4J, SLF4J_SIMPLE],
+        "tools_jars.txt": [f"org.apache.kafka:kafka-tools:{kafka}", SLF4J_SIMPLE],
     }
 
 
