@@ -21,6 +21,7 @@ from sqlalchemy import Engine, create_engine, event, insert, select
 
 from helpers import read_topic, wait_until
 from helpers.processes import workers
+from tests.accidents.matrix import accident
 from tools.lessons import NOTEBOOKS, code_cells, read, tagged
 
 LESSON: dict = {"__name__": "lesson_08"}
@@ -231,7 +232,7 @@ class Lab:
         assert not lost, f"lost: {[*lost]}"
         if not any(record.headers for record in records):
             return  # the textbook's, of which one cannot tell more
-        told = [(int(dict(record.headers)["event-id"]), (int(record.key), record.value)) for record in records]
+        told = [(int(dict(record.headers)["event-number"]), (int(record.key), record.value)) for record in records]
         assert dict(told) == events, "an event is lost, is another order's, or was never written"
         for order in {order for order, _ in events.values()}:
             first_time = list(dict.fromkeys(number for number, (other, _) in told if other == order))
@@ -289,6 +290,7 @@ def test_control_a_dual_write_leaves_halves(lab):
     assert any(halves)
 
 
+@accident("08 relay", [1])
 @pytest.mark.parametrize("linger", [5000, pytest.param(0, marks=pytest.mark.full)])
 def test_no_event_is_lost_wherever_the_relay_is_killed(lab, linger):
     twice = []
@@ -297,7 +299,7 @@ def test_no_event_is_lost_wherever_the_relay_is_killed(lab, linger):
         events = write_events(lab.open(), 1, STATES[:2])
         killed = lab.relay(step, linger)
         published = set(events) - set(waiting(lab.shop))
-        on_the_log = {int(dict(record.headers)["event-id"]) for record in read_topic(lab.cluster, lab.topic)}
+        on_the_log = {int(dict(record.headers)["event-number"]) for record in read_topic(lab.cluster, lab.topic)}
         assert published <= on_the_log, "marked, and not on the log"
         assert lab.relay() is False and not waiting(lab.shop)
         lab.check_log(events)
@@ -343,6 +345,7 @@ def kill_the_warehouse_at_every_step(lab, pack: str) -> None:
     steps_until_it_lives(kill_at, 12)
 
 
+@accident("08 consumer that notes ids", [1])
 def test_each_event_takes_one_cup_wherever_the_warehouse_is_killed(lab):
     kill_the_warehouse_at_every_step(lab, "pack_once")
 
@@ -363,6 +366,7 @@ def check_each_event_once(lab, events) -> None:
     assert len(read_topic(lab.cluster, lab.topic)) == len(events), "the work was done twice"
 
 
+@accident("08 several relays", [1])
 @pytest.mark.parametrize("last_steps", [[None] * 4, [None, 5, 11, 23]], ids=["all live", "three die"])
 def test_relays_side_by_side_keep_each_orders_events_in_order(lab, last_steps):
     """Each of them has taken events before the first one publishes: they do work at the same time."""
@@ -378,6 +382,7 @@ def test_relays_side_by_side_keep_each_orders_events_in_order(lab, last_steps):
         check_each_event_once(lab, events)
 
 
+@accident("08 several relays", [15])
 @pytest.mark.parametrize(
     "way, damage",
     [(BEST_WAY, None), ("SKIP LOCKED", "the events of order 1 come as"), ("no lock", "the work was done twice")],
@@ -464,6 +469,8 @@ PACE = settings(
 )
 
 
+@accident("08 relay", [2, 18])
+@accident("08 consumer that notes ids", [2, 18])
 def test_no_order_of_accidents_loses_or_doubles_an_effect(lab):
     machine = type("Mended", (Accidents,), {"lab": lab})
     run_state_machine_as_test(machine, settings=PACE)
