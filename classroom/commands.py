@@ -86,7 +86,7 @@ def _serve(folder, count: int, address, brokers, port, disk) -> None:
                 learners.add(folder, admin, names)
             learners.write_cards(folder, kept, sorted(kept.learners))  # the address may be another one today
             ended.awaited = True
-            dog = limits.Watchdog(admin, served.homes, served.logs, kept.megabytes, _tell)
+            dog = limits.Watchdog(admin, served.homes, served.logs, kept.megabytes, _tell, served.refused)
             _say(folder, served.bound, time.monotonic() - began)
             _say_if_too_small(folder, served.homes)
             _watch(folder, served, dog, ended)
@@ -171,16 +171,20 @@ def _watch(folder, served, dog, ended: threading.Event) -> None:
 
     from classroom import limits
 
-    address, warned, failed, deaths = folder.room().address, False, 0, []
+    address, warned, failed, deaths, away = folder.room().address, False, 0, [], False
     while not ended.wait(limits.SECONDS):
         if died := served.mend():
             deaths = [moment for moment in deaths if moment > time.monotonic() - 60] + [time.monotonic()]
             if len(deaths) > 3:
                 raise LabError(f"A broker died four times within a minute: see {served.logs[died[0] - 1]}.")
             _tell(f"Broker {died[0]} had died, and is started again: see {served.logs[died[0] - 1]}.")
+            away = True
         try:
             dog.look()
             failed = 0
+            if away:
+                _tell("The brokers answer again, and learners' programs go on; where one does not: Kernel, Restart.")
+                away = False
         except (KafkaError, TimeoutError, OSError) as error:  # e.g. while a broker is started again
             failed += 1
             if failed == 10:
@@ -288,6 +292,8 @@ def reset(folder, name: str) -> None:
     learners.check_known(folder.room(), name)
     with administrator(folder) as admin:
         count = learners.reset(admin, name)
+        learners.forget(folder, admin, name)
+        learners.admit(folder, admin, name)
     click.echo(f"{name}'s corner is empty ({count} topics deleted). Now `{name}` runs the lesson's first cells again.")
 
 

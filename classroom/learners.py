@@ -7,8 +7,10 @@ what begins with `shared.`, where the teacher may put records for all.
 import contextlib
 import re
 import secrets
+import struct
+from collections.abc import Iterable
 
-from kafka import KafkaAdminClient
+from kafka import KafkaAdminClient, KafkaProducer
 from kafka import errors as kafka_errors
 from kafka.admin import (
     ACL,
@@ -16,6 +18,8 @@ from kafka.admin import (
     ACLOperation,
     ACLPermissionType,
     ACLResourcePatternType,
+    ConfigResource,
+    ConfigResourceType,
     MemberToRemove,
     ResourcePattern,
     ResourcePatternFilter,
@@ -25,6 +29,7 @@ from kafka.admin import (
     UserScramCredentialUpsertion,
 )
 
+from classroom import server
 from classroom.folder import Folder, Room
 from helpers import internals
 from helpers.errors import LabError
@@ -36,7 +41,14 @@ from helpers.waiting import wait_until
 SHARED = "shared"  # nobody's name: what begins with it is the teacher's, for all to read
 RESERVED = {SHARED, "admin", "course"}
 KINDS = (ResourceType.TOPIC, ResourceType.GROUP, ResourceType.TRANSACTIONAL_ID)
+#: What learners may do in their corner: not all, which would hold e.g. transactions without a timeout.
+OPERATIONS = {
+    ResourceType.TOPIC: "READ WRITE CREATE DELETE ALTER DESCRIBE DESCRIBE_CONFIGS ALTER_CONFIGS",
+    ResourceType.GROUP: "READ DELETE DESCRIBE DESCRIBE_CONFIGS ALTER_CONFIGS",
+    ResourceType.TRANSACTIONAL_ID: "WRITE DESCRIBE",
+}
 BOARD = "progress"  # the topic in a learner's corner that the board reads
+TRANSACTIONS = "__transaction_state"
 EMPTYING = 75  # seconds at most for a reset: members that cannot be removed are out after their session, 45 s
 
 #: What one learner may take of the brokers (Kafka's client quotas), per second; a request that goes beyond has to wait.
@@ -46,7 +58,7 @@ QUOTAS = {
     "request_percentage": 100,  # per cent of one thread's time; a broker has eleven threads
     "controller_mutation_rate": 10,  # partitions made or deleted
 }
-NEW_CONNECTIONS = 100  # a second from one address: each costs the broker a TLS handshake
+NEW_CONNECTIONS = 40  # a second from one address: each costs the broker a TLS handshake
 
 
 def check_names(names: list[str]) -> None:
@@ -128,7 +140,12 @@ def rights(name: str, kinds: tuple = KINDS) -> list[ACL]:
     topic = ResourcePattern(ResourceType.TOPIC, f"{name}.{BOARD}", ACLResourcePatternType.LITERAL)
     harm = (ACLOperation.DELETE, ACLOperation.ALTER, ACLOperation.ALTER_CONFIGS)
     denied = [ACL(f"User:{name}", "*", operation, ACLPermissionType.DENY, topic) for operation in harm]
-    return [*(_acl(name, ACLOperation.ALL, kind, f"{name}.") for kind in kinds), *shared, *denied]
+    own = [
+        _acl(name, ACLOperation[operation], kind, f"{name}.")
+        for kind in kinds
+        for operation in OPERATIONS[kind].split()
+    ]
+    return [*own, *shared, *denied]
 
 
 def _acl(name, operation, kind, prefix, permission=ACLPermissionType.ALLOW) -> ACL:
@@ -156,6 +173,27 @@ def release(admin: KafkaAdminClient, name: str) -> None:
     _delete_rights(admin, [_filter(acl) for acl in _holds(name)])
 
 
+def suspend(admin: KafkaAdminClient, name: str) -> None:
+    """Take a learner's log-in and what `hold` takes, until `admit`. What is connected ends when it has to log in again.
+
+    Raises:
+        KafkaError: the cluster did not take it.
+    """
+    hold(admin, name)
+    admin.alter_user_scram_credentials([UserScramCredentialDeletion(name, ScramMechanism.SCRAM_SHA_512)])
+
+
+def suspended(admin: KafkaAdminClient, names: Iterable[str]) -> set[str]:
+    """Who of these has no log-in."""
+    return set(names) - set(admin.describe_user_scram_credentials())
+
+
+def admit(folder: Folder, admin: KafkaAdminClient, name: str) -> None:
+    """Take `suspend` back: the password on the card is good again."""
+    enrol(admin, {name: folder.room().learners[name]})
+    release(admin, name)
+
+
 def _delete_rights(admin: KafkaAdminClient, filters: list[ACLFilter]) -> None:
     _check([error for _filter, _found, error in admin.delete_acls(filters)])
 
@@ -168,9 +206,11 @@ def _check(errors: list[type[kafka_errors.KafkaError]]) -> None:
 
 
 def _holds(name: str) -> list[ACL]:
-    operations = (ACLOperation.CREATE, ACLOperation.WRITE, ACLOperation.ALTER)  # ALTER: to add partitions
-    denied = [(operation, ResourceType.TOPIC) for operation in operations]
-    denied.append((ACLOperation.READ, ResourceType.GROUP))  # what a member and a commit need
+    denied = [
+        *((ACLOperation[word], ResourceType.TOPIC) for word in ("CREATE", "WRITE", "ALTER", "ALTER_CONFIGS")),
+        *((ACLOperation[word], ResourceType.GROUP) for word in ("READ", "ALTER_CONFIGS")),  # READ: to join, to commit
+        (ACLOperation.WRITE, ResourceType.TRANSACTIONAL_ID),
+    ]
     return [_acl(name, operation, kind, f"{name}.", ACLPermissionType.DENY) for operation, kind in denied]
 
 
@@ -259,6 +299,49 @@ def reset(admin: KafkaAdminClient, name: str, keep: tuple[str, ...] = (BOARD,)) 
     return count
 
 
+def forget(folder: Folder, admin: KafkaAdminClient, name: str) -> None:
+    """Leave nothing of a learner among the settings of groups, and in Kafka's topic of transactional ids.
+
+    Kafka's admin clients have no request for the latter; what it takes for the ids' last word is a record without a
+    value. A broker keeps them in memory until they expire, or until it is started again.
+
+    Raises:
+        KafkaError: the cluster did not take it.
+    """
+    mine = f"{name}."
+    named = [group for group in admin.list_config_resources(["GROUP"]).get("group", ()) if group.startswith(mine)]
+    for group in named:
+        found = admin.describe_configs([ConfigResource(ConfigResourceType.GROUP, group)])["group"][group]
+        admin.reset_configs([ConfigResource(ConfigResourceType.GROUP, group, list(found))], raise_on_unknown=False)
+    listed = [entry for found in admin.list_transactions().values() for entry in found]
+    ids = {entry.transactional_id: entry.state for entry in listed if entry.transactional_id.startswith(mine)}
+    if not ids:
+        return
+    room, ports = folder.room(), folder.running()["ports"]
+    for transactional_id, state in ids.items():
+        if state not in ("Empty", "CompleteCommit", "CompleteAbort"):  # abort it: its end would be written otherwise
+            with server.connect(folder, room, ports, KafkaProducer, transactional_id=transactional_id) as producer:
+                producer.init_transactions()
+    # Brokers let nobody write to their own topics but who calls itself so.
+    with server.connect(folder, room, ports, KafkaProducer, client_id="__admin_client") as producer:
+        parts = internals.partitions_of_internal(producer, TRANSACTIONS)
+        sent = []
+        for transactional_id in ids:
+            letters = transactional_id.encode()
+            key = struct.pack(">hh", 0, len(letters)) + letters
+            sent.append(producer.send(TRANSACTIONS, key=key, partition=_place_of(transactional_id, parts)))
+        for each in sent:
+            each.get(30)
+
+
+def _place_of(transactional_id: str, parts: int) -> int:
+    """The partition of Kafka's topic that keeps an id, by Java's hash of its letters."""
+    number = 0
+    for letter in transactional_id:
+        number = (31 * number + ord(letter)) & 0xFFFFFFFF
+    return min(number, 2**32 - number) % 2**31 % parts  # of the number's amount, as a signed one
+
+
 def remove(folder: Folder, admin: KafkaAdminClient, name: str) -> None:
     """Take a learner out: rights first, so that what is connected can do nothing more, then the log-in, the corner and
     the card. What is connected ends when it has to log in again (`room.LOG_IN_AGAIN`).
@@ -277,6 +360,7 @@ def remove(folder: Folder, admin: KafkaAdminClient, name: str) -> None:
         if refused and admin.describe_user_scram_credentials([name])[name]["credential_infos"]:
             raise LabError(f"The cluster did not delete the log-in of {name} ({refused}): try again.")
         reset(admin, name, keep=())
+        forget(folder, admin, name)
         room.learners.pop(name)
         card_file(folder, name).unlink(missing_ok=True)
 
