@@ -55,8 +55,13 @@ in_other_folder = click.option(
 @click.option("--brokers", type=click.Choice(["1", "3"]), help="One broker, or three; fixed by the first start.")
 @click.option("--port", type=click.IntRange(1024, 65000), help=f"Port of the first broker.  [default: {PORT}]")
 @click.option("--disk", type=click.IntRange(10), help="MB of disk that each learner may take.  [default: 300]")
+@click.option(
+    "--connections",
+    type=click.IntRange(10, 600),
+    help="Connections to a broker from one address; more for a class behind one router.  [default: 80]",
+)
 @click.pass_context
-def serve(context: click.Context, path: Path, learners: int, address, brokers, port, disk) -> None:
+def serve(context: click.Context, path: Path, learners: int, address, brokers, port, disk, connections) -> None:
     """Serve a shared Kafka for a class, with a corner for each learner.
 
     Without a command: starts the brokers, and a watchdog over partitions and disk, in this terminal. Ctrl-C (or `serve
@@ -67,15 +72,15 @@ def serve(context: click.Context, path: Path, learners: int, address, brokers, p
 
     context.obj = Folder(path)
     if context.invoked_subcommand is None:
-        _serve(context.obj, learners, address, int(brokers) if brokers else None, port, disk)
-    elif any((learners, address, brokers, port, disk)):
+        _serve(context.obj, learners, address, int(brokers) if brokers else None, port, disk, connections)
+    elif any((learners, address, brokers, port, disk, connections)):
         raise click.UsageError("These options belong to `serve` without a command.")
 
 
-def _serve(folder, count: int, address, brokers, port, disk) -> None:
+def _serve(folder, count: int, address, brokers, port, disk, connections) -> None:
     from classroom import learners, limits, server
 
-    _settle(folder, address, brokers, port, disk)
+    _settle(folder, address, brokers, port, disk, connections)
     with _ended_by_signals() as ended, brokers_asked():
         began = time.monotonic()
         click.echo("Starting the class's Kafka …")
@@ -94,7 +99,7 @@ def _serve(folder, count: int, address, brokers, port, disk) -> None:
         click.echo(f"Stopped. Records, learners and cards are kept in {folder.path}.")
 
 
-def _settle(folder, address, brokers, port, disk) -> None:
+def _settle(folder, address, brokers, port, disk, connections=None) -> None:
     """Begin the class, or take over what is different today."""
     from classroom import folder as kept
     from classroom import server
@@ -104,7 +109,9 @@ def _settle(folder, address, brokers, port, disk) -> None:
         server.address_to_bind(address)  # says in one sentence if that is impossible
     if not folder.exists():
         address = address or server.likely_address()
-        folder.make(kept.Room(new_id(), brokers or 1, address, port or PORT, disk or 300, secrets.token_urlsafe(24)))
+        room = kept.Room(new_id(), brokers or 1, address, port or PORT, disk or 300, secrets.token_urlsafe(24))
+        room.connections = connections or room.connections
+        folder.make(room)
         return
     if folder.is_served():
         with folder.hold():  # says that it is
@@ -119,6 +126,7 @@ def _settle(folder, address, brokers, port, disk) -> None:
             address = server.likely_address()
             click.secho(f"This machine is no longer {old.address} but {address}: learners need new cards.", fg="yellow")
         old.address, old.port, old.megabytes = address or old.address, port or old.port, disk or old.megabytes
+        old.connections = connections or old.connections
 
 
 def _say(folder, bound: str, seconds: float) -> None:

@@ -49,7 +49,7 @@ class Room:
     megabytes: int
     admin_password: str = field(default_factory=lambda: secrets.token_urlsafe(24), repr=False)
     learners: dict[str, str] = field(default_factory=dict, repr=False)
-    connections: int = 60
+    connections: int = 80
 
     @property
     def servers(self) -> str:

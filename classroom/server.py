@@ -98,8 +98,8 @@ class Brokers:
             raise _taken(f"{self.room.port} (or one of the next)") from error
         except (NoMemory, BrokerDied) as error:
             raise LabError(
-                f"{error}\nIf it goes on: what is kept of the class in {self.folder.path} cannot be used any more. Begin "
-                "another one with --dir, and give out its cards; answers are in the learners' notebooks."
+                f"{error}\nIf it goes on: what is kept of the class in {self.folder.path} cannot be used any more. "
+                "Begin another one with --dir, and give out its cards; answers are in the learners' notebooks."
             ) from error
         except TimeoutError as error:
             raise LabError(f"The brokers did not become ready: {error} See {self.logs[0]}.") from error

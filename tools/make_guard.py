@@ -1,7 +1,7 @@
 """Compile the class's guard, `classroom/guard/Guard.java`, into `guard.jar`: python -m tools.make_guard
 
-Needs a JDK (17 or newer) on the PATH; who runs the course needs none. The jar holds the hash of its source, which a test
-compares.
+Needs a JDK (17 or newer) on the PATH; who runs the course needs none. The jar holds the hash of its source, which a
+test compares.
 """
 
 import hashlib

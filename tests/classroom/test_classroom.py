@@ -12,7 +12,6 @@ import sys
 import threading
 import time
 import types
-from collections import Counter
 from pathlib import Path
 
 import psutil
@@ -382,7 +381,9 @@ def watched(broker, megabytes: int = 300):
     """A watchdog looks, as `serve` makes it; yields what it told."""
     told, stop = [], threading.Event()
     with server.connect(broker.folder, broker.folder.room(), broker.brokers.ports) as admin:
-        dog = limits.Watchdog(admin, broker.brokers.homes, broker.brokers.logs, megabytes, told.append, broker.brokers.refused)
+        dog = limits.Watchdog(
+            admin, broker.brokers.homes, broker.brokers.logs, megabytes, told.append, broker.brokers.refused
+        )
 
         def look():
             while not stop.wait(limits.SECONDS):
@@ -523,23 +524,16 @@ def test_what_counts_as_taken(tmp_path):
     usage = limits.measure([tmp_path / "1", tmp_path / "2", tmp_path / "none"])
     assert sorted(usage) == ["ann", "bob"]
     assert usage["ann"].partitions == {"ann.a-0", "ann.a-1"} and usage["ann"].files == 4
-    assert usage["ann"].bytes == 4 * 8192 and usage["ann"].topics == {"ann.a": 2}
+    assert usage["ann"].bytes == 4 * 8192
     assert usage["bob"].partitions == {"bob.with-dash-3.x-0"}
 
 
-def test_what_is_given_up_first():
-    usage = limits.Usage(topics=Counter({"ann.huge": 900, "ann.progress": 1, "ann.small": 3, "ann.large": 400}))
-    usage.partitions = {f"{topic}-{n}" for topic, count in usage.topics.items() for n in range(count)}
-    assert usage.surplus() == ["ann.huge"]
-    assert "1304 partitions, 500 are allowed" in usage.excess(300)
-
-
 def test_the_teachers_topics_have_no_limit(monkeypatch, tmp_path):
-    topics = Counter({"shared.history": 2000})
-    taken = limits.Usage(10**12, 10**6, {f"shared.history-{number}" for number in range(2000)}, topics)
+    taken = limits.Usage(10**12, 10**6)
     monkeypatch.setattr(learners, "held", lambda _admin: set())
     monkeypatch.setattr(limits, "measure", lambda _homes: {"shared": taken})
     monkeypatch.setattr(limits, "count_groups", lambda _admin, _usage: None)
+    monkeypatch.setattr(limits, "topics", lambda _admin: {"shared.history": 2000})
     told, nobody = [], None  # without a client, anything that it would do is an error
     limits.Watchdog(nobody, [tmp_path / "data"], [], 300, told.append).look()
     assert "shared" not in repr(told)
@@ -552,6 +546,7 @@ def test_on_a_low_disk_the_largest_is_held(monkeypatch, tmp_path):
     monkeypatch.setattr(learners, "hold", lambda _admin, name: held.add(name))
     monkeypatch.setattr(learners, "release", lambda _admin, name: held.discard(name))
     monkeypatch.setattr(limits, "count_groups", lambda _admin, _usage: None)
+    monkeypatch.setattr(limits, "topics", lambda _admin: {})
     usage = lambda _homes: {name: limits.Usage(bytes=taken * 10**6) for name, taken in megabytes.items()}  # noqa: E731
     monkeypatch.setattr(limits, "measure", usage)
     monkeypatch.setattr(limits.shutil, "disk_usage", lambda _path: types.SimpleNamespace(free=free * 10**6))
@@ -668,7 +663,9 @@ def _grown(admin, **topics: int) -> None:
 
 
 FLOODS = {
-    "ten thousand topics": lambda ivy: ivy.create_topics({f"ivy.topic-{n}": {"num_partitions": 1} for n in range(9999)}),
+    "ten thousand topics": lambda ivy: ivy.create_topics(
+        {f"ivy.topic-{n}": {"num_partitions": 1} for n in range(9999)}
+    ),
     "nine thousand partitions": lambda ivy: ivy.create_topics({"ivy.topic-0": {"num_partitions": 9000}}),
     "nine thousand partitions more": lambda ivy: _grown(ivy, ivy_orders=9000),
 }
