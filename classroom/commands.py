@@ -271,16 +271,21 @@ def administrator(folder):
 
 
 @serve.command()
-@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.option("--file", type=click.File(), help="A file of real names, one a line; the board shows them.")
 @in_other_folder
 @click.pass_obj
-def add(folder, names: tuple[str, ...]) -> None:
+def add(folder, names: tuple[str, ...], file) -> None:
     """Add learners, and save a card for each."""
     from classroom import learners
 
+    real = learners.named([line.strip() for line in file or () if line.strip()], [*folder.room().learners, *names])
+    if not names and not real:
+        raise click.UsageError("Give names, or --file with a file of names.")
+    names = tuple(dict.fromkeys([*names, *real]))
     learners.check_names(list(names))
     with administrator(folder) as admin:
-        learners.add(folder, admin, list(dict.fromkeys(names)))
+        learners.add(folder, admin, list(names), real)
     for name in names:
         click.echo(learners.card_file(folder, name))
 
@@ -371,12 +376,13 @@ def stop(folder) -> None:
 @click.command()
 @in_folder
 @click.option("--text", is_flag=True, help="Print the board once as plain text, and end.")
+@click.option("--csv", "table", is_flag=True, help="Print the board once as a table for a spreadsheet, and end.")
 @click.option("--port", type=click.IntRange(1024, 65535), default=8765, show_default=True, help="Port of the page.")
-def board(path: Path, text: bool, port: int) -> None:
+def board(path: Path, text: bool, table: bool, port: int) -> None:
     """Show who of the class has answered what, who is stuck, and who asks for help.
 
-    A live page on this machine only; it needs a running `serve`. Learners' outcomes come in by themselves, their code
-    only when they ask for help.
+    A live page on this machine only, at an address that nobody can guess; it needs a running `serve`. Learners'
+    outcomes come in by themselves, their code only when they ask for help.
     """
     from classroom import board as live_board
     from classroom.folder import Folder
@@ -385,12 +391,14 @@ def board(path: Path, text: bool, port: int) -> None:
     asked = {f"lesson_{name[:2]}": names for name, names in questions().items()}
     with brokers_asked():
         reader = live_board.Reader(Folder(path), asked)
-    if text:
+    if text or table:
         with contextlib.closing(reader), brokers_asked():
             reader.catch_up()
-            click.echo(live_board.as_text(reader.model.shown(time.time())))
+            shown = reader.model.shown(time.time())
+            click.echo(live_board.as_csv(shown) if table else live_board.as_text(shown), nl=not table)
         return
     live = live_board.Live(reader)
     with contextlib.closing(live), refused(f"Port {port} cannot be used", "choose another with --port"):
-        click.echo(f"The board is at http://localhost:{port} (Ctrl-C ends it).")
-        live_board.serve_page(live, port)
+        token = secrets.token_urlsafe(16)
+        click.echo(f"The board is at http://localhost:{port}/{token}/ (Ctrl-C ends it).")
+        live_board.serve_page(live, port, token)

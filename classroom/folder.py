@@ -38,6 +38,7 @@ class Room:
         port: of the first broker; the others have the next ones.
         megabytes: how much disk each learner may take.
         connections: that a broker takes from one address.
+        names: real names of learners, where they are known.
         admin_password: of the administrator, who logs in on the loopback address only.
         learners: their passwords.
     """
@@ -50,6 +51,7 @@ class Room:
     admin_password: str = field(default_factory=lambda: secrets.token_urlsafe(24), repr=False)
     learners: dict[str, str] = field(default_factory=dict, repr=False)
     connections: int = 80
+    names: dict[str, str] = field(default_factory=dict)
 
     @property
     def servers(self) -> str:

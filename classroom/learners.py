@@ -5,10 +5,13 @@ what begins with `shared.`, where the teacher may put records for all.
 """
 
 import contextlib
+import html
 import re
 import secrets
 import struct
+import unicodedata
 from collections.abc import Iterable
+from pathlib import Path
 
 from kafka import KafkaAdminClient, KafkaProducer
 from kafka import errors as kafka_errors
@@ -31,7 +34,7 @@ from kafka.admin import (
 
 from classroom import server
 from classroom.folder import Folder, Room
-from helpers import internals
+from helpers import internals, settings
 from helpers.errors import LabError
 from helpers.files import write_whole
 from helpers.internals import AlterClientQuotasRequest
@@ -81,9 +84,22 @@ def numbered(count: int, room: Room) -> list[str]:
     return [name for name in wanted if name not in room.learners]
 
 
-def add(folder: Folder, admin: KafkaAdminClient, names: list[str]) -> None:
+def named(real: list[str], taken: Iterable[str]) -> dict[str, str]:
+    """Learners' names for real ones ("Zoë Lee" is zoe-lee, another one zoe-lee-2), with the real ones."""
+    found: dict[str, str] = {}
+    for name in real:
+        letters = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().lower()
+        plain = re.sub(r"[^a-z0-9]+", "-", letters).strip("-0123456789")[:26] or "learner"
+        number = 1
+        while (short := plain if number == 1 else f"{plain}-{number}") in found or short in taken or short in RESERVED:
+            number += 1
+        found[short] = name
+    return found
+
+
+def add(folder: Folder, admin: KafkaAdminClient, names: list[str], real: dict[str, str] | None = None) -> None:
     """Make users with new passwords, their rights and their cards. One who is half made by an earlier try is made
-    whole.
+    whole. `real` has real names, for the board.
 
     Raises:
         LabError: a name is taken, or none.
@@ -99,6 +115,7 @@ def add(folder: Folder, admin: KafkaAdminClient, names: list[str]) -> None:
         with contextlib.suppress(kafka_errors.TopicAlreadyExistsError):
             admin.create_topics({f"{name}.{BOARD}": _board_topic(replicas) for name in names})
         room.learners |= passwords
+        room.names |= real or {}
         write_cards(folder, room, names)
 
 
@@ -362,6 +379,7 @@ def remove(folder: Folder, admin: KafkaAdminClient, name: str) -> None:
         reset(admin, name, keep=())
         forget(folder, admin, name)
         room.learners.pop(name)
+        room.names.pop(name, None)
         card_file(folder, name).unlink(missing_ok=True)
 
 
@@ -404,53 +422,67 @@ def environment(room: Room, name: str, ca_file: str) -> dict[str, str]:
     }
 
 
+#: To be printed: who gets which card. It holds no password.
+LIST = """\
+<!doctype html><meta charset="utf-8"><title>Cards of the class</title>
+<style>body {{ font: 10pt sans-serif }} table {{ border-collapse: collapse; width: 100% }}
+td, th {{ border-bottom: 1px solid #999; text-align: left; padding: 2px 6px }}</style>
+<table><tr><th>Name<th>Learner<th>Card<th>has it<th>doctor is ready{lines}</table>
+"""
+CA_FILE = ".kafka-class.pem"  # in a learner's home: who has it was in class from this machine
 CARD = """\
-Kafka Design Patterns: the card of {name}. It holds your password: keep it to yourself.
+# Kafka Design Patterns: the card of {name}. It holds your password: keep it to yourself.
+#
+# In class the lessons use the class's Kafka at {servers}. All that you make there begins with {name}. and nobody
+# else in the class can see it. Save this file as it is, in the course's folder. In a terminal, in that folder:
+#
+#     source {name}.txt
+#     .venv/bin/python -m helpers doctor        (is everything ready? do this before the class)
+#     .venv/bin/python -m helpers lab
+#
+# Each new terminal has to `source` it again. It is for bash and zsh: Linux, macOS, WSL 2.
+#
+# Once joined, whether an answer is right or not yet goes to the teacher's board with each q1.check(); your code does
+# not, unless you ask for help with q1.ask("what is the matter"). Without COURSE_BOARD_TOPIC below nothing goes there.
 
-In class the lessons use the class's Kafka at {servers}. All that you make there begins with {name}. and nobody else
-in the class can see it. To join, paste the lines for your shell into a terminal, in the course's folder, and then
-
-    python -m helpers doctor        (is everything ready? do this before the class)
-    python -m helpers lab
-
-Once joined, whether an answer is right or not yet goes to the teacher's board with each q1.check(); your code does not,
-unless you ask for help with q1.ask("what is the matter"). Leave out COURSE_BOARD_TOPIC if you don't want that.
-
----------- bash, zsh (Linux, macOS, WSL 2) ----------
-cat > "$HOME/.kafka-class.pem" <<'END'
+cat > "$HOME/{ca_file}" <<'END'
 {ca}END
-{bash}
----------- PowerShell ----------
-@'
-{ca}'@ | Set-Content -Encoding ascii "$HOME/.kafka-class.pem"
-{powershell}
----------- end ----------
+{lines}
+echo "This terminal is in class, as {name}."
 """
 
 
+def is_out_of_class() -> bool:
+    """True in a terminal that has lost the variables of a card that was used on this machine."""
+    with contextlib.suppress(RuntimeError):  # a user without a home
+        return not settings.bootstrap_servers() and (Path.home() / CA_FILE).exists()
+    return False
+
+
+OUT_OF_CLASS = "This terminal is not in class: for that, `source` your card in it first."
+
+
 def write_cards(folder: Folder, room: Room, names: list[str]) -> None:
-    """Write the cards of learners; nobody but the teacher can read them."""
+    """Write the cards of learners, and a list of them to print; nobody but the teacher can read them."""
     (folder.path / "cards").mkdir(mode=0o700, exist_ok=True)
     for name in names:
         write_whole(card_file(folder, name), card(folder, room, name).encode(), 0o600)
+    lines = "".join(
+        f"<tr><td>{html.escape(room.names.get(name, ''))}<td>{name}<td>{name}.txt<td>\u2610<td>\u2610"
+        for name in sorted(room.learners)
+    )
+    write_whole(folder.path / "cards" / "list.html", LIST.format(lines=lines).encode(), 0o600)
 
 
 def card(folder: Folder, room: Room, name: str) -> str:
     """A learner's card. The values need no quoting but quotes: they hold letters, digits and -_.:, only."""
-    values = environment(room, name, "$HOME/.kafka-class.pem")
-
-    def lines(pattern: str) -> str:
-        return "\n".join(
-            pattern.format(key, f'"{value}"' if value.startswith("$") else f"'{value}'")
-            for key, value in values.items()
-        )
-
+    values = environment(room, name, f"$HOME/{CA_FILE}")
+    lines = (
+        f'export {key}="{value}"' if value.startswith("$") else f"export {key}='{value}'"
+        for key, value in values.items()
+    )
     return CARD.format(
-        name=name,
-        servers=room.servers,
-        ca=folder.ca_file.read_text(),
-        bash=lines("export {}={}"),
-        powershell=lines("$env:{} = {}"),
+        name=name, servers=room.servers, ca_file=CA_FILE, ca=folder.ca_file.read_text(), lines="\n".join(lines)
     )
 
 

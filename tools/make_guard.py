@@ -10,10 +10,11 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from helpers import paths
 from helpers.kafka import cache
 from helpers.kafka.embedded import prepare_cache
 
-SOURCE = Path(__file__).parents[1] / "classroom" / "guard" / "Guard.java"
+SOURCE = paths.COURSE / "classroom" / "guard" / "Guard.java"
 JAR = SOURCE.with_name("guard.jar")
 
 

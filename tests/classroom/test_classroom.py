@@ -4,6 +4,7 @@ import contextlib
 import ipaddress
 import os
 import re
+import shutil
 import signal
 import socket
 import stat
@@ -845,10 +846,9 @@ def served(tmp_path):
 
 
 def as_learner(card: Path, code: str, home: Path) -> subprocess.CompletedProcess:
-    """Run Python as a learner who pasted the lines of their card into bash."""
-    lines = re.search(r"-+ bash.*?-+\n(.*?)-+ PowerShell", card.read_text(), re.S)[1]
+    """Run Python as a learner whose shell has read their card."""
     env = {key: value for key, value in os.environ.items() if not key.startswith("COURSE_B")} | {"HOME": str(home)}
-    script = f"{lines}\n{sys.executable} -c '{code}'"
+    script = f"source '{card}'\n{sys.executable} -c '{code}'"
     env["COURSE_CACHE_DIR"] = os.environ.get("COURSE_CACHE_DIR") or str(_cache())
     return subprocess.run(["bash"], input=script, env=env, capture_output=True, text=True, timeout=120)
 
@@ -888,7 +888,7 @@ def test_a_class_from_first_to_last(served, tmp_path):
     assert "listens on 127.0.0.1." in served.said and f"helpers board --dir {served.folder}," in served.said
     assert re.search("500 partitions, 300 groups and 300 MB; looked at every 1 s, and held when above", served.said)
     cards = served.folder / "cards"
-    assert sorted(card.name for card in cards.iterdir()) == ["learner01.txt", "learner02.txt"]
+    assert sorted(card.name for card in cards.iterdir()) == ["learner01.txt", "learner02.txt", "list.html"]
     assert served.command("add", "ann").output.strip() == str(cards / "ann.txt")
     kept = Folder(served.folder).room()
     secrets = [kept.admin_password, *kept.learners.values()]
@@ -1130,20 +1130,50 @@ def card(broker, monkeypatch):
     return values
 
 
-def test_both_shells_of_a_card_say_the_same(broker):
-    """What is pasted into PowerShell is read as PowerShell takes it: '…' as it is, "…" with $HOME put in."""
-    text = learners.card_file(broker.folder, "ann").read_text()
-    _, bash, powershell, _ = re.split(r"^-{5,} .* -{5,}$", text, flags=re.M)
-    lines = powershell.strip("\n").splitlines()
-    assert lines[0] == "@'" and '\'@ | Set-Content -Encoding ascii "$HOME/.kafka-class.pem"' in lines
-    end = lines.index('\'@ | Set-Content -Encoding ascii "$HOME/.kafka-class.pem"')
-    assert "\n".join(lines[1:end]) + "\n" == broker.folder.ca_file.read_text()
-    literal, expanded = r"'[^'’]*'", r'"\$HOME/[\w.-]+"'
-    read = [re.fullmatch(rf"\$env:(\w+) = ({literal}|{expanded})", line) for line in lines[end + 1 :]]
-    assert all(read), lines
-    there = {line[1]: line[2] for line in read}
-    assert there == dict(re.findall(r"^export (\w+)=(.*)$", bash, re.M))
-    assert there.keys() == learners.environment(broker.folder.room(), "ann", "").keys()
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_a_shell_takes_a_card_as_it_is(broker, tmp_path, shell):
+    """The whole file, so that no password goes through the shell's history."""
+    if not shutil.which(shell):
+        pytest.skip(f"no {shell} here")
+    script = f"set -e; source '{learners.card_file(broker.folder, 'ann')}'; env; cat $COURSE_SSL_CA_FILE"
+    env = {"HOME": str(tmp_path), "PATH": os.environ["PATH"]}
+    done = subprocess.run([shell, "-c", script], env=env, capture_output=True, text=True)
+    assert done.returncode == 0 and not done.stderr
+    assert done.stdout.startswith("This terminal is in class, as ann.")
+    there = dict(re.findall(r"^(COURSE_\w+)=(.*)$", done.stdout, re.M))
+    ca_file = str(tmp_path / learners.CA_FILE)
+    assert there == learners.environment(broker.folder.room(), "ann", ca_file)
+    assert done.stdout.endswith(broker.folder.ca_file.read_text())
+
+
+def test_a_terminal_that_lost_the_variables_says_so(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    names = lambda: dict(doctor._checks(types.SimpleNamespace(**dict.fromkeys(TRIAL)), tmp_path))  # noqa: E731
+    assert "Class" not in names()
+    (tmp_path / learners.CA_FILE).touch()
+    assert "not in class" in names()["Class"]().text
+    monkeypatch.setenv("COURSE_BOOTSTRAP_SERVERS", "localhost:1")
+    assert "Class" not in names()
+
+
+def test_learners_of_a_file_of_names(broker, tmp_path):
+    found = learners.named(["Zoë Lee", "Zoe Lee", "李雷", "7 of 9", "Admin"], ["ann"])
+    assert found == {
+        "zoe-lee": "Zoë Lee",
+        "zoe-lee-2": "Zoe Lee",
+        "learner": "李雷",
+        "of": "7 of 9",
+        "admin-2": "Admin",
+    }
+    (tmp_path / "names.txt").write_text("Zoë <Lee>\n\n")
+    said = call("serve", "--dir", broker.folder.path, "add", "--file", tmp_path / "names.txt").output
+    assert said.strip().endswith("cards/zoe-lee.txt"), said
+    assert broker.folder.room().names == {"zoe-lee": "Zoë <Lee>"}
+    listed = (broker.folder.path / "cards" / "list.html").read_text()
+    assert "<td>Zoë &lt;Lee&gt;<td>zoe-lee<td>zoe-lee.txt" in listed
+    assert not any(word in listed for word in broker.folder.room().learners.values())
+    learners.remove(broker.folder, broker.admin, "zoe-lee")
+    assert broker.folder.room().names == {}
 
 
 def test_doctor_on_a_card(broker, card, ann):
