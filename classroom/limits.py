@@ -200,6 +200,8 @@ class Watchdog:
         """Whom the guards refused what since the last look. Who goes on asking loses the log-in."""
         now = time.monotonic()
         for name, count, what in self._new_refusals():
+            if name in self._suspended:
+                continue  # what is connected still; it counts no more when the teacher lets them in again
             recent = self._refusals[name]
             if not recent:
                 self._tell(f"{name} was refused what no lesson asks for ({what}).")
@@ -212,6 +214,7 @@ class Watchdog:
                 learners.suspend(self._admin, name)
                 self._held.add(name)
                 self._suspended.add(name)
+                recent.clear()
                 self._tell(
                     f"{name} is suspended, and cannot log in: {refused} requests were refused within a minute. "
                     f"To let them in again: python -m helpers serve reset {name}"

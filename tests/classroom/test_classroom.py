@@ -489,6 +489,124 @@ def test_a_long_name_of_a_group_counts_as_several():
     assert {name: taken.groups for name, taken in usage.items()} == {"ann": 6}
 
 
+def test_who_goes_on_asking_is_suspended_until_the_teacher_lets_them_in(monkeypatch, tmp_path):
+    held, told, report = set(), [], tmp_path / "broker-1.refused"
+    report.write_text("ann 5000 LARGE\n")  # of an earlier look
+    monkeypatch.setattr(learners, "held", lambda _admin: set())
+    monkeypatch.setattr(learners, "suspend", lambda _admin, name: held.add(name))
+    monkeypatch.setattr(learners, "suspended", lambda _admin, names: set(names) & held)
+    monkeypatch.setattr(learners, "release", lambda _admin, _name: None)
+    monkeypatch.setattr(limits, "count_groups", lambda _admin, _usage: None)
+    monkeypatch.setattr(limits, "topics", lambda _admin: {"ann.orders": 1})
+    dog = limits.Watchdog(None, [tmp_path / "data"], [], 300, told.append, [report])
+    for lines, expected in [
+        ("", set()), ("ann 100 GROUP\nbob 2 LARGE\n", set()), ("ann 1 GROUP\nbob 1 LAR", {"ann"}),
+        ("GE\n", {"ann", "bob"}), ("ann 500 GROUP\n", {"ann", "bob"}),
+    ]:  # fmt: skip
+        with open(report, "a") as file:
+            file.write(lines)
+        dog.look()
+        assert held == expected, lines
+    assert "ann was refused what no lesson asks for (GROUP)" in told[0] and "serve reset ann" in told[2]
+    held.discard("ann")  # by that command
+    dog.look()
+    assert told[-1] == "ann may write again." and held == {"bob"}
+
+
+def test_one_who_leaves_leaves_nothing_in_kafkas_own_topics(broker):
+    """Each key's last word there is none."""
+    learners.add(broker.folder, broker.admin, ["lea"])
+    topic, setting = "lea.orders", {"share.auto.offset.reset": "earliest"}
+    with contextlib.ExitStack() as stack:
+        lea = stack.enter_context(KafkaAdminClient(**security(broker, "lea")))
+        lea.create_topics({topic: {"num_partitions": 1}})
+        lea.alter_configs([ConfigResource(ConfigResourceType.GROUP, "lea.nobody", setting)])
+        commits = {TopicPartition(topic, 0): OffsetAndMetadata(0, "", -1)}
+        for number in range(3):
+            settings = security(broker, "lea", transactional_id=f"lea.payer-{number}")
+            producer = stack.enter_context(KafkaProducer(**settings))
+            producer.init_transactions()
+            producer.begin_transaction()
+            producer.send(topic, b"x").get(30)
+            if number:  # the first one's stays open
+                producer.commit_transaction()
+        read(broker, "lea", topic, group="lea.readers")
+        wait_until(
+            lambda: set(lea.alter_group_offsets("lea.left", commits).values()) == {kafka_errors.NoError},
+            "an offset",
+            timeout=30,
+            retry=(kafka_errors.RetriableError,),
+        )
+        learners.remove(broker.folder, broker.admin, "lea")
+    assert "lea." not in repr(broker.admin.list_config_resources(["GROUP"]))
+    assert last_words(broker, "__transaction_state", b"lea.") == {None}
+    assert last_words(broker, "__consumer_offsets", b"lea.") == {None}
+
+
+def last_words(broker, topic: str, name: bytes) -> set:
+    """The last values of the keys with a name in one of Kafka's own topics."""
+    with server.connect(broker.folder, broker.folder.room(), broker.brokers.ports, KafkaConsumer) as consumer:
+        parts = [TopicPartition(topic, number) for number in consumer.partitions_for_topic(topic)]
+        ends, found = consumer.end_offsets(parts), {}
+        consumer.assign(parts)
+        consumer.seek_to_beginning(*parts)
+
+        def is_read():
+            for records in consumer.poll(timeout_ms=200).values():
+                found.update({record.key: record.value for record in records if name in (record.key or b"")})
+            return all(consumer.position(part) >= ends[part] for part in parts)
+
+        wait_until(is_read, "the topic to be read", timeout=60)
+    return set(found.values())
+
+
+def test_learners_programs_go_on_when_a_broker_was_started_again():
+    with secured_broker() as broker:
+        learners.add(broker.folder, broker.admin, ["ann"])
+        broker.admin.create_topics({"ann.orders": {"num_partitions": 1}})
+        settings = {"group_id": "ann.g", "auto_offset_reset": "earliest"}
+        with (
+            KafkaProducer(**security(broker, "ann"), transactional_id="ann.payer") as producer,
+            KafkaConsumer("ann.orders", **settings, **security(broker, "ann")) as consumer,
+        ):
+            producer.init_transactions()
+
+            def pay():
+                producer.begin_transaction()
+                producer.send("ann.orders", b"x").get(30)
+                producer.commit_transaction()
+
+            pay()
+            wait_until(lambda: consumer.poll(timeout_ms=200), "the first record", timeout=30)
+            psutil.Process(broker.brokers._brokers[0].pid).kill()
+            wait_until(lambda: broker.brokers.mend() == [1], "the death to be seen", timeout=10)
+            pay()
+            wait_until(lambda: consumer.poll(timeout_ms=200), "the next record", timeout=60)
+
+
+def test_a_class_that_needs_more_memory_gets_it_once(monkeypatch):
+    """What is kept has to be read before it can be cleaned; one that fails again is told with advice."""
+    brokers, heaps = object.__new__(server.Brokers), []
+    node = types.SimpleNamespace(id=1)
+    log = types.SimpleNamespace(
+        touch=lambda **_: None, with_suffix=lambda _: types.SimpleNamespace(unlink=lambda **_: None)
+    )
+    one = types.SimpleNamespace(formatted=True, log=log, pid=None, start=lambda heap, *_: heaps.append(heap), node=node)
+    brokers._brokers, brokers._heap, brokers.folder = [one], 1, types.SimpleNamespace(path="here")
+    brokers._check_ports = lambda: None
+    fails = iter([True, False, True, True])
+
+    def wait():
+        if next(fails):
+            raise NoMemory("Broker 1 had too little memory.")
+
+    brokers._await = wait
+    brokers.start()
+    assert heaps == ["-Xmx1024m", "-Xmx4096m"]
+    with pytest.raises(LabError, match="too little memory.\nIf it goes on: .* Begin another one with --dir"):
+        brokers.start()
+
+
 @pytest.mark.parametrize("settings", [{}, {"compression_type": "gzip"}])
 def test_the_boards_topic_takes_no_large_records(broker, settings):
     with pytest.raises(kafka_errors.MessageSizeTooLargeError):
