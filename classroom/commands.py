@@ -191,7 +191,7 @@ def _watch(folder, served, dog, ended: threading.Event) -> None:
             dog.look()
             failed = 0
             if away:
-                _tell("The brokers answer again. Learners' programs go on; transactional producers need Kernel, Restart.")
+                _tell("The brokers answer again, and programs go on; transactional producers need Kernel, Restart.")
                 away = False
         except (KafkaError, TimeoutError, OSError) as error:  # e.g. while a broker is started again
             failed += 1
