@@ -120,7 +120,7 @@ class Brokers:
                         raise _taken(str(node.port)) from error
 
     def _launch(self, broker: Broker) -> None:
-        heap = f"-Xmx{self._heap * (1024 if len(self._brokers) == 1 else 512)}m"
+        heap = f"-Xmx{self._heap * (1536 if len(self._brokers) == 1 else 768)}m"
         report = broker.log.with_suffix(".refused")
         report.unlink(missing_ok=True)
         broker.start(heap, f"-Dclassroom.refused={report}", *with_aot_cache())

@@ -21,7 +21,8 @@ from tests.classroom import attacks
 from tests.classroom.test_classroom import security
 from tests.secured import secured_broker
 
-PATIENCE = 5  # seconds that another learner's check may take
+PATIENCE = 5  # seconds that another learner's check may take, on a machine that has nothing else to do
+BUSY = 8  # times what one takes before the attack, where this machine is slow or busy with other tests
 REACTION = 15  # seconds until one who goes on is suspended
 IN_CI = ("long_transactional_ids", "announced_requests", "answers_that_nobody_reads", "partitions_of_old_requests",
          "added_partitions", "settings_of_groups", "members", "producer_ids")  # fmt: skip
@@ -126,7 +127,7 @@ def attack(broker, kind: str, seconds: float) -> None:
     memory = psutil.Process(broker.brokers._brokers[0].pid).memory_info().rss / 1e6
     print(f"{kind}: {done}; suspended after {suspended} s; {len(checks)} checks of another learner, the longest "
           f"{max(checks):.1f} s; the broker has {memory:.0f} MB; told: {told}")  # fmt: skip
-    assert max(checks) < PATIENCE
+    assert max(checks) < max(PATIENCE, BUSY * checks[0])
     if kind in SUSPENDED:
         assert suspended is not None and suspended < REACTION
         assert learners.suspended(broker.admin, ["ann", "bob"]) == {"ann"}

@@ -597,7 +597,7 @@ def test_a_class_that_needs_more_memory_gets_it_once(monkeypatch):
 
     brokers._await = wait
     brokers.start()
-    assert heaps == ["-Xmx1024m", "-Xmx4096m"]
+    assert heaps == ["-Xmx1536m", "-Xmx6144m"]
     with pytest.raises(LabError, match="too little memory.\nIf it goes on: .* Begin another one with --dir"):
         brokers.start()
 
