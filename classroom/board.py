@@ -6,8 +6,11 @@ a read model, made for one question, beside those who write (05).
 """
 
 import contextlib
+import csv
+import io
 import json
 import re
+import secrets
 import threading
 import time
 from dataclasses import dataclass, field
@@ -21,6 +24,7 @@ from classroom.folder import Folder
 from classroom.learners import BOARD
 from exercises.frame.board_client import LONGEST
 from helpers.errors import LabError
+from helpers.files import write_whole
 from helpers.waiting import wait_until
 
 STUCK = 3  # tries without success
@@ -54,11 +58,15 @@ class Model:
     Attributes:
         questions: the names of each lesson's questions, by the name of the lesson ("lesson_01").
         learners: who is in the class.
+        names: real names of learners, where they are known.
+        dismissed: when what the teacher has dismissed was said; what is said later is shown again.
     """
 
     questions: dict[str, list[str]]
     learners: list[str] = field(default_factory=list)
     cells: dict[tuple[str, str, str], Cell] = field(default_factory=dict)
+    dismissed: dict[str, float] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
 
     def apply(self, topic: str, key: bytes | None, value: bytes | None, at: float) -> None:
         """Take one record in. Who wrote it is told by the topic, where nobody else may write, not by its content.
@@ -97,6 +105,7 @@ class Model:
             rows.append(
                 {
                     "learner": learner,
+                    "name": self.names.get(learner, learner),
                     "right": sum(cell.state == "right" for cell in cells),
                     "cells": [
                         {"state": cell.state, "tries": cell.tries, "help": bool(cell.words or cell.code)}
@@ -107,6 +116,7 @@ class Model:
         trouble = [
             {
                 "learner": learner,
+                "name": self.names.get(learner, learner),
                 "where": f"{lesson.removeprefix('lesson_')} {question}",
                 "what": cell.words or f"{cell.tries} tries",
                 "help": bool(cell.words or cell.code),
@@ -114,11 +124,14 @@ class Model:
                 "minutes": max(0, int((now - cell.at) / 60)),
             }
             for (learner, lesson, question), cell in list(self.cells.items())  # another thread may be adding some
-            if learner in self.learners and _in_trouble(cell, now)
+            if learner in self.learners
+            and _in_trouble(cell, now)
+            and cell.at > self.dismissed.get(f"{learner} {lesson} {question}", 0)
         ]
         trouble.sort(key=lambda entry: (not entry["help"], -entry["minutes"]))
         names = [f"{lesson.removeprefix('lesson_')} {question}" for lesson, question in columns]
-        return {"columns": names, "rows": rows, "trouble": trouble}
+        sums = [sum(row["cells"][i]["state"] == "right" for row in rows) for i in range(len(columns))]
+        return {"columns": names, "rows": rows, "sums": sums, "trouble": trouble}
 
 
 def _printable(text: str) -> str:
@@ -130,6 +143,18 @@ def _in_trouble(cell: Cell, now: float) -> bool:
     if cell.words or cell.code:
         return True
     return cell.state == "not right" and (cell.tries >= STUCK or now - cell.at > SLOW)
+
+
+def as_csv(shown: dict) -> str:
+    """The board as a table for a spreadsheet: a line a learner, of each question what a mark stands for, or nothing."""
+    out = io.StringIO()
+    lines = csv.writer(out, lineterminator="\n")
+    lines.writerow(["learner", "name", *shown["columns"]])
+    for row in shown["rows"]:
+        name = "'" * row["name"].startswith(("=", "+", "-", "@")) + row["name"]  # no formula
+        lines.writerow([row["learner"], name, *("help" if cell["help"] else cell["state"] for cell in row["cells"])])
+    lines.writerow(["right", "", *shown["sums"]])
+    return out.getvalue()
 
 
 def as_text(shown: dict) -> str:
@@ -145,7 +170,8 @@ def as_text(shown: dict) -> str:
         lines.append(f"{row['learner']:<{wide}}  {row['right']:>5}  " + "  ".join(marks))
     lines.append("✓ right   ✗ not right yet   ? asks for help   · not tried")
     for entry in shown["trouble"]:
-        lines.append(f"\n{entry['learner']}, {entry['where']}, for {entry['minutes']} min: {entry['what']}")
+        what = " ".join(entry["what"].split())  # a line of theirs must not look like one of the board's
+        lines.append(f"\n{entry['learner']}, {entry['where']}, for {entry['minutes']} min: {what}")
         lines += [f"    {line}" for line in entry["code"].splitlines()]
     return "\n".join(line.rstrip() for line in lines)
 
@@ -162,7 +188,16 @@ class Reader:
         self._ports: list[int] | None = None
         self._consumer: KafkaConsumer | None = None
         self.model = Model(questions)
+        self._dismissed = folder.path / "dismissed.json"
+        with contextlib.suppress(OSError, ValueError):
+            self.model.dismissed = json.loads(self._dismissed.read_text())
         self._connect()
+
+    def dismiss(self, learner: str, lesson: str, question: str) -> None:
+        """Show what a learner said so far of a question no longer as a trouble; another `board` does not, either."""
+        if cell := self.model.cells.get((learner, lesson, question)):
+            self.model.dismissed[f"{learner} {lesson} {question}"] = cell.at
+            write_whole(self._dismissed, json.dumps(self.model.dismissed).encode(), 0o600)
 
     def _connect(self) -> None:
         """Be connected to the brokers that run now: a `serve` that starts again has other ports.
@@ -188,7 +223,9 @@ class Reader:
             LabError: the class is not being served.
         """
         self._connect()
-        self.model.keep(list(self._folder.room().learners))
+        room = self._folder.room()
+        self.model.keep(list(room.learners))
+        self.model.names = room.names
         wanted = {TopicPartition(f"{name}.{BOARD}", 0) for name in self.model.learners}
         before = self._consumer.assignment()
         if wanted - before:  # one whose topic is not there has nothing to read
@@ -247,6 +284,11 @@ class Live:
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
+    def dismiss(self, learner: str, where: str) -> None:
+        """The teacher has seen to what is shown of a learner at a place ("01 q1")."""
+        lesson, _, question = where.partition(" ")
+        self._reader.dismiss(learner, f"lesson_{lesson}", question)
+
     def state(self) -> dict:
         """What is shown now."""
         return self._reader.model.shown(time.time()) | {"failure": self.failure}
@@ -272,35 +314,48 @@ class Live:
         self._reader.close()
 
 
-def application(live, port: int):
-    """The page and its state, for the browser of this machine only: another host name is refused, so that no page of
-    elsewhere can have a name of its own point here."""
+def application(live, port: int, token: str):
+    """The page and its state, for who knows the token and sits at this machine: it has other users, and other pages in
+    the browser; another host name is refused, so that no page of elsewhere can have a name of its own point here."""
     import tornado.web
 
     class Local(tornado.web.RequestHandler):
         def prepare(self):
             if self.request.host not in (f"localhost:{port}", f"127.0.0.1:{port}"):
                 raise tornado.web.HTTPError(403)
+            if not secrets.compare_digest(self.path_args[0].encode(), token.encode()):
+                raise tornado.web.HTTPError(403)
+            self.set_header("Referrer-Policy", "no-referrer")
             self.set_header("Content-Security-Policy", "default-src 'self' 'unsafe-inline'; frame-ancestors 'none'")
             self.set_header("Cache-Control", "no-store")
 
     class Page(Local):
-        def get(self):
+        def get(self, _token):
             self.finish(PAGE.read_text())
 
     class State(Local):
-        def get(self):
+        def get(self, _token):
             self.finish(live.state())
 
-    return tornado.web.Application([("/", Page), ("/state", State)])
+    class Dismiss(Local):
+        def check_xsrf_cookie(self):
+            """The token is in the address, which no other page knows."""
+
+        def post(self, _token):
+            live.dismiss(*map(str, json.loads(self.request.body)))
+
+    token_of = r"/([\w-]+)/"
+    return tornado.web.Application(
+        [(token_of, Page), (f"{token_of}state", State), (f"{token_of}dismiss", Dismiss), (r"/(.*)", Local)]
+    )
 
 
-def serve_page(live, port: int) -> None:
+def serve_page(live, port: int, token: str) -> None:
     """Serve the page on the loopback address until an interrupt."""
     import asyncio
 
     async def run():
-        application(live, port).listen(port, address="127.0.0.1")
+        application(live, port, token).listen(port, address="127.0.0.1")
         await asyncio.Event().wait()
 
     with contextlib.suppress(KeyboardInterrupt):

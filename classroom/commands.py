@@ -55,8 +55,13 @@ in_other_folder = click.option(
 @click.option("--brokers", type=click.Choice(["1", "3"]), help="One broker, or three; fixed by the first start.")
 @click.option("--port", type=click.IntRange(1024, 65000), help=f"Port of the first broker.  [default: {PORT}]")
 @click.option("--disk", type=click.IntRange(10), help="MB of disk that each learner may take.  [default: 300]")
+@click.option(
+    "--connections",
+    type=click.IntRange(10, 600),
+    help="Connections to a broker from one address; more for a class behind one router.  [default: 80]",
+)
 @click.pass_context
-def serve(context: click.Context, path: Path, learners: int, address, brokers, port, disk) -> None:
+def serve(context: click.Context, path: Path, learners: int, address, brokers, port, disk, connections) -> None:
     """Serve a shared Kafka for a class, with a corner for each learner.
 
     Without a command: starts the brokers, and a watchdog over partitions and disk, in this terminal. Ctrl-C (or `serve
@@ -67,15 +72,15 @@ def serve(context: click.Context, path: Path, learners: int, address, brokers, p
 
     context.obj = Folder(path)
     if context.invoked_subcommand is None:
-        _serve(context.obj, learners, address, int(brokers) if brokers else None, port, disk)
-    elif any((learners, address, brokers, port, disk)):
+        _serve(context.obj, learners, address, int(brokers) if brokers else None, port, disk, connections)
+    elif any((learners, address, brokers, port, disk, connections)):
         raise click.UsageError("These options belong to `serve` without a command.")
 
 
-def _serve(folder, count: int, address, brokers, port, disk) -> None:
+def _serve(folder, count: int, address, brokers, port, disk, connections) -> None:
     from classroom import learners, limits, server
 
-    _settle(folder, address, brokers, port, disk)
+    _settle(folder, address, brokers, port, disk, connections)
     with _ended_by_signals() as ended, brokers_asked():
         began = time.monotonic()
         click.echo("Starting the class's Kafka …")
@@ -86,7 +91,7 @@ def _serve(folder, count: int, address, brokers, port, disk) -> None:
                 learners.add(folder, admin, names)
             learners.write_cards(folder, kept, sorted(kept.learners))  # the address may be another one today
             ended.awaited = True
-            dog = limits.Watchdog(admin, served.homes, served.logs, kept.megabytes, _tell)
+            dog = limits.Watchdog(admin, served.homes, served.logs, kept.megabytes, _tell, served.refused)
             _say(folder, served.bound, time.monotonic() - began)
             _say_if_too_small(folder, served.homes)
             _watch(folder, served, dog, ended)
@@ -94,7 +99,7 @@ def _serve(folder, count: int, address, brokers, port, disk) -> None:
         click.echo(f"Stopped. Records, learners and cards are kept in {folder.path}.")
 
 
-def _settle(folder, address, brokers, port, disk) -> None:
+def _settle(folder, address, brokers, port, disk, connections=None) -> None:
     """Begin the class, or take over what is different today."""
     from classroom import folder as kept
     from classroom import server
@@ -104,7 +109,9 @@ def _settle(folder, address, brokers, port, disk) -> None:
         server.address_to_bind(address)  # says in one sentence if that is impossible
     if not folder.exists():
         address = address or server.likely_address()
-        folder.make(kept.Room(new_id(), brokers or 1, address, port or PORT, disk or 300, secrets.token_urlsafe(24)))
+        room = kept.Room(new_id(), brokers or 1, address, port or PORT, disk or 300, secrets.token_urlsafe(24))
+        room.connections = connections or room.connections
+        folder.make(room)
         return
     if folder.is_served():
         with folder.hold():  # says that it is
@@ -119,6 +126,7 @@ def _settle(folder, address, brokers, port, disk) -> None:
             address = server.likely_address()
             click.secho(f"This machine is no longer {old.address} but {address}: learners need new cards.", fg="yellow")
         old.address, old.port, old.megabytes = address or old.address, port or old.port, disk or old.megabytes
+        old.connections = connections or old.connections
 
 
 def _say(folder, bound: str, seconds: float) -> None:
@@ -171,16 +179,20 @@ def _watch(folder, served, dog, ended: threading.Event) -> None:
 
     from classroom import limits
 
-    address, warned, failed, deaths = folder.room().address, False, 0, []
+    address, warned, failed, deaths, away = folder.room().address, False, 0, [], False
     while not ended.wait(limits.SECONDS):
         if died := served.mend():
             deaths = [moment for moment in deaths if moment > time.monotonic() - 60] + [time.monotonic()]
             if len(deaths) > 3:
                 raise LabError(f"A broker died four times within a minute: see {served.logs[died[0] - 1]}.")
             _tell(f"Broker {died[0]} had died, and is started again: see {served.logs[died[0] - 1]}.")
+            away = True
         try:
             dog.look()
             failed = 0
+            if away:
+                _tell("The brokers answer again, and programs go on; transactional producers need Kernel, Restart.")
+                away = False
         except (KafkaError, TimeoutError, OSError) as error:  # e.g. while a broker is started again
             failed += 1
             if failed == 10:
@@ -259,16 +271,21 @@ def administrator(folder):
 
 
 @serve.command()
-@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.option("--file", type=click.File(), help="A file of real names, one a line; the board shows them.")
 @in_other_folder
 @click.pass_obj
-def add(folder, names: tuple[str, ...]) -> None:
+def add(folder, names: tuple[str, ...], file) -> None:
     """Add learners, and save a card for each."""
     from classroom import learners
 
+    real = learners.named([line.strip() for line in file or () if line.strip()], [*folder.room().learners, *names])
+    if not names and not real:
+        raise click.UsageError("Give names, or --file with a file of names.")
+    names = tuple(dict.fromkeys([*names, *real]))
     learners.check_names(list(names))
     with administrator(folder) as admin:
-        learners.add(folder, admin, list(dict.fromkeys(names)))
+        learners.add(folder, admin, list(names), real)
     for name in names:
         click.echo(learners.card_file(folder, name))
 
@@ -288,6 +305,8 @@ def reset(folder, name: str) -> None:
     learners.check_known(folder.room(), name)
     with administrator(folder) as admin:
         count = learners.reset(admin, name)
+        learners.forget(folder, admin, name)
+        learners.admit(folder, admin, name)
     click.echo(f"{name}'s corner is empty ({count} topics deleted). Now `{name}` runs the lesson's first cells again.")
 
 
@@ -357,12 +376,13 @@ def stop(folder) -> None:
 @click.command()
 @in_folder
 @click.option("--text", is_flag=True, help="Print the board once as plain text, and end.")
+@click.option("--csv", "table", is_flag=True, help="Print the board once as a table for a spreadsheet, and end.")
 @click.option("--port", type=click.IntRange(1024, 65535), default=8765, show_default=True, help="Port of the page.")
-def board(path: Path, text: bool, port: int) -> None:
+def board(path: Path, text: bool, table: bool, port: int) -> None:
     """Show who of the class has answered what, who is stuck, and who asks for help.
 
-    A live page on this machine only; it needs a running `serve`. Learners' outcomes come in by themselves, their code
-    only when they ask for help.
+    A live page on this machine only, at an address that nobody can guess; it needs a running `serve`. Learners'
+    outcomes come in by themselves, their code only when they ask for help.
     """
     from classroom import board as live_board
     from classroom.folder import Folder
@@ -371,12 +391,14 @@ def board(path: Path, text: bool, port: int) -> None:
     asked = {f"lesson_{name[:2]}": names for name, names in questions().items()}
     with brokers_asked():
         reader = live_board.Reader(Folder(path), asked)
-    if text:
+    if text or table:
         with contextlib.closing(reader), brokers_asked():
             reader.catch_up()
-            click.echo(live_board.as_text(reader.model.shown(time.time())))
+            shown = reader.model.shown(time.time())
+            click.echo(live_board.as_csv(shown) if table else live_board.as_text(shown), nl=not table)
         return
     live = live_board.Live(reader)
     with contextlib.closing(live), refused(f"Port {port} cannot be used", "choose another with --port"):
-        click.echo(f"The board is at http://localhost:{port} (Ctrl-C ends it).")
-        live_board.serve_page(live, port)
+        token = secrets.token_urlsafe(16)
+        click.echo(f"The board is at http://localhost:{port}/{token}/ (Ctrl-C ends it).")
+        live_board.serve_page(live, port, token)

@@ -37,6 +37,8 @@ class Room:
         address: host name or IPv4 address that learners connect to; it is advertised and in the certificate.
         port: of the first broker; the others have the next ones.
         megabytes: how much disk each learner may take.
+        connections: that a broker takes from one address.
+        names: real names of learners, where they are known.
         admin_password: of the administrator, who logs in on the loopback address only.
         learners: their passwords.
     """
@@ -48,6 +50,8 @@ class Room:
     megabytes: int
     admin_password: str = field(default_factory=lambda: secrets.token_urlsafe(24), repr=False)
     learners: dict[str, str] = field(default_factory=dict, repr=False)
+    connections: int = 80
+    names: dict[str, str] = field(default_factory=dict)
 
     @property
     def servers(self) -> str:
@@ -144,7 +148,9 @@ class Folder:
         Raises:
             LabError: another one is.
         """
-        with _one_sentence(self.path), open(self.path / "serving", "w") as lock:
+        with _one_sentence(self.path):  # not what the block below meets
+            lock = open(self.path / "serving", "w")  # noqa: SIM115
+        with lock:
             try:  # for a moment: a board that runs looks again and again, and each look takes the lock
                 wait_until(
                     lambda: fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB) is None,

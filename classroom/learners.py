@@ -5,10 +5,15 @@ what begins with `shared.`, where the teacher may put records for all.
 """
 
 import contextlib
+import html
 import re
 import secrets
+import struct
+import unicodedata
+from collections.abc import Iterable
+from pathlib import Path
 
-from kafka import KafkaAdminClient
+from kafka import KafkaAdminClient, KafkaProducer
 from kafka import errors as kafka_errors
 from kafka.admin import (
     ACL,
@@ -16,6 +21,8 @@ from kafka.admin import (
     ACLOperation,
     ACLPermissionType,
     ACLResourcePatternType,
+    ConfigResource,
+    ConfigResourceType,
     MemberToRemove,
     ResourcePattern,
     ResourcePatternFilter,
@@ -25,8 +32,9 @@ from kafka.admin import (
     UserScramCredentialUpsertion,
 )
 
+from classroom import server
 from classroom.folder import Folder, Room
-from helpers import internals
+from helpers import internals, settings
 from helpers.errors import LabError
 from helpers.files import write_whole
 from helpers.internals import AlterClientQuotasRequest
@@ -36,7 +44,14 @@ from helpers.waiting import wait_until
 SHARED = "shared"  # nobody's name: what begins with it is the teacher's, for all to read
 RESERVED = {SHARED, "admin", "course"}
 KINDS = (ResourceType.TOPIC, ResourceType.GROUP, ResourceType.TRANSACTIONAL_ID)
+#: What learners may do in their corner: not all, which would hold e.g. transactions without a timeout.
+OPERATIONS = {
+    ResourceType.TOPIC: "READ WRITE CREATE DELETE ALTER DESCRIBE DESCRIBE_CONFIGS ALTER_CONFIGS",
+    ResourceType.GROUP: "READ DELETE DESCRIBE DESCRIBE_CONFIGS ALTER_CONFIGS",
+    ResourceType.TRANSACTIONAL_ID: "WRITE DESCRIBE",
+}
 BOARD = "progress"  # the topic in a learner's corner that the board reads
+TRANSACTIONS = "__transaction_state"
 EMPTYING = 75  # seconds at most for a reset: members that cannot be removed are out after their session, 45 s
 
 #: What one learner may take of the brokers (Kafka's client quotas), per second; a request that goes beyond has to wait.
@@ -46,7 +61,7 @@ QUOTAS = {
     "request_percentage": 100,  # per cent of one thread's time; a broker has eleven threads
     "controller_mutation_rate": 10,  # partitions made or deleted
 }
-NEW_CONNECTIONS = 100  # a second from one address: each costs the broker a TLS handshake
+NEW_CONNECTIONS = 40  # a second from one address: each costs the broker a TLS handshake
 
 
 def check_names(names: list[str]) -> None:
@@ -69,9 +84,22 @@ def numbered(count: int, room: Room) -> list[str]:
     return [name for name in wanted if name not in room.learners]
 
 
-def add(folder: Folder, admin: KafkaAdminClient, names: list[str]) -> None:
+def named(real: list[str], taken: Iterable[str]) -> dict[str, str]:
+    """Learners' names for real ones ("Zoë Lee" is zoe-lee, another one zoe-lee-2), with the real ones."""
+    found: dict[str, str] = {}
+    for name in real:
+        letters = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().lower()
+        plain = re.sub(r"[^a-z0-9]+", "-", letters).strip("-0123456789")[:26] or "learner"
+        number = 1
+        while (short := plain if number == 1 else f"{plain}-{number}") in found or short in taken or short in RESERVED:
+            number += 1
+        found[short] = name
+    return found
+
+
+def add(folder: Folder, admin: KafkaAdminClient, names: list[str], real: dict[str, str] | None = None) -> None:
     """Make users with new passwords, their rights and their cards. One who is half made by an earlier try is made
-    whole.
+    whole. `real` has real names, for the board.
 
     Raises:
         LabError: a name is taken, or none.
@@ -87,6 +115,7 @@ def add(folder: Folder, admin: KafkaAdminClient, names: list[str]) -> None:
         with contextlib.suppress(kafka_errors.TopicAlreadyExistsError):
             admin.create_topics({f"{name}.{BOARD}": _board_topic(replicas) for name in names})
         room.learners |= passwords
+        room.names |= real or {}
         write_cards(folder, room, names)
 
 
@@ -128,7 +157,12 @@ def rights(name: str, kinds: tuple = KINDS) -> list[ACL]:
     topic = ResourcePattern(ResourceType.TOPIC, f"{name}.{BOARD}", ACLResourcePatternType.LITERAL)
     harm = (ACLOperation.DELETE, ACLOperation.ALTER, ACLOperation.ALTER_CONFIGS)
     denied = [ACL(f"User:{name}", "*", operation, ACLPermissionType.DENY, topic) for operation in harm]
-    return [*(_acl(name, ACLOperation.ALL, kind, f"{name}.") for kind in kinds), *shared, *denied]
+    own = [
+        _acl(name, ACLOperation[operation], kind, f"{name}.")
+        for kind in kinds
+        for operation in OPERATIONS[kind].split()
+    ]
+    return [*own, *shared, *denied]
 
 
 def _acl(name, operation, kind, prefix, permission=ACLPermissionType.ALLOW) -> ACL:
@@ -156,6 +190,27 @@ def release(admin: KafkaAdminClient, name: str) -> None:
     _delete_rights(admin, [_filter(acl) for acl in _holds(name)])
 
 
+def suspend(admin: KafkaAdminClient, name: str) -> None:
+    """Take a learner's log-in and what `hold` takes, until `admit`. What is connected ends when it has to log in again.
+
+    Raises:
+        KafkaError: the cluster did not take it.
+    """
+    hold(admin, name)
+    admin.alter_user_scram_credentials([UserScramCredentialDeletion(name, ScramMechanism.SCRAM_SHA_512)])
+
+
+def suspended(admin: KafkaAdminClient, names: Iterable[str]) -> set[str]:
+    """Who of these has no log-in."""
+    return set(names) - set(admin.describe_user_scram_credentials())
+
+
+def admit(folder: Folder, admin: KafkaAdminClient, name: str) -> None:
+    """Take `suspend` back: the password on the card is good again."""
+    enrol(admin, {name: folder.room().learners[name]})
+    release(admin, name)
+
+
 def _delete_rights(admin: KafkaAdminClient, filters: list[ACLFilter]) -> None:
     _check([error for _filter, _found, error in admin.delete_acls(filters)])
 
@@ -168,9 +223,11 @@ def _check(errors: list[type[kafka_errors.KafkaError]]) -> None:
 
 
 def _holds(name: str) -> list[ACL]:
-    operations = (ACLOperation.CREATE, ACLOperation.WRITE, ACLOperation.ALTER)  # ALTER: to add partitions
-    denied = [(operation, ResourceType.TOPIC) for operation in operations]
-    denied.append((ACLOperation.READ, ResourceType.GROUP))  # what a member and a commit need
+    denied = [
+        *((ACLOperation[word], ResourceType.TOPIC) for word in ("CREATE", "WRITE", "ALTER", "ALTER_CONFIGS")),
+        *((ACLOperation[word], ResourceType.GROUP) for word in ("READ", "ALTER_CONFIGS")),  # READ: to join, to commit
+        (ACLOperation.WRITE, ResourceType.TRANSACTIONAL_ID),
+    ]
     return [_acl(name, operation, kind, f"{name}.", ACLPermissionType.DENY) for operation, kind in denied]
 
 
@@ -259,6 +316,49 @@ def reset(admin: KafkaAdminClient, name: str, keep: tuple[str, ...] = (BOARD,)) 
     return count
 
 
+def forget(folder: Folder, admin: KafkaAdminClient, name: str) -> None:
+    """Leave nothing of a learner among the settings of groups, and in Kafka's topic of transactional ids.
+
+    Kafka's admin clients have no request for the latter; what it takes for the ids' last word is a record without a
+    value. A broker keeps them in memory until they expire, or until it is started again.
+
+    Raises:
+        KafkaError: the cluster did not take it.
+    """
+    mine = f"{name}."
+    named = [group for group in admin.list_config_resources(["GROUP"]).get("group", ()) if group.startswith(mine)]
+    for group in named:
+        found = admin.describe_configs([ConfigResource(ConfigResourceType.GROUP, group)])["group"][group]
+        admin.reset_configs([ConfigResource(ConfigResourceType.GROUP, group, list(found))], raise_on_unknown=False)
+    listed = [entry for found in admin.list_transactions().values() for entry in found]
+    ids = {entry.transactional_id: entry.state for entry in listed if entry.transactional_id.startswith(mine)}
+    if not ids:
+        return
+    room, ports = folder.room(), folder.running()["ports"]
+    for transactional_id, state in ids.items():
+        if state not in ("Empty", "CompleteCommit", "CompleteAbort"):  # abort it: its end would be written otherwise
+            with server.connect(folder, room, ports, KafkaProducer, transactional_id=transactional_id) as producer:
+                producer.init_transactions()
+    # Brokers let nobody write to their own topics but who calls itself so.
+    with server.connect(folder, room, ports, KafkaProducer, client_id="__admin_client") as producer:
+        parts = internals.partitions_of_internal(producer, TRANSACTIONS)
+        sent = []
+        for transactional_id in ids:
+            letters = transactional_id.encode()
+            key = struct.pack(">hh", 0, len(letters)) + letters
+            sent.append(producer.send(TRANSACTIONS, key=key, partition=_place_of(transactional_id, parts)))
+        for each in sent:
+            each.get(30)
+
+
+def _place_of(transactional_id: str, parts: int) -> int:
+    """The partition of Kafka's topic that keeps an id, by Java's hash of its letters."""
+    number = 0
+    for letter in transactional_id:
+        number = (31 * number + ord(letter)) & 0xFFFFFFFF
+    return min(number, 2**32 - number) % 2**31 % parts  # of the number's amount, as a signed one
+
+
 def remove(folder: Folder, admin: KafkaAdminClient, name: str) -> None:
     """Take a learner out: rights first, so that what is connected can do nothing more, then the log-in, the corner and
     the card. What is connected ends when it has to log in again (`room.LOG_IN_AGAIN`).
@@ -277,7 +377,9 @@ def remove(folder: Folder, admin: KafkaAdminClient, name: str) -> None:
         if refused and admin.describe_user_scram_credentials([name])[name]["credential_infos"]:
             raise LabError(f"The cluster did not delete the log-in of {name} ({refused}): try again.")
         reset(admin, name, keep=())
+        forget(folder, admin, name)
         room.learners.pop(name)
+        room.names.pop(name, None)
         card_file(folder, name).unlink(missing_ok=True)
 
 
@@ -320,53 +422,67 @@ def environment(room: Room, name: str, ca_file: str) -> dict[str, str]:
     }
 
 
+#: To be printed: who gets which card. It holds no password.
+LIST = """\
+<!doctype html><meta charset="utf-8"><title>Cards of the class</title>
+<style>body {{ font: 10pt sans-serif }} table {{ border-collapse: collapse; width: 100% }}
+td, th {{ border-bottom: 1px solid #999; text-align: left; padding: 2px 6px }}</style>
+<table><tr><th>Name<th>Learner<th>Card<th>has it<th>doctor is ready{lines}</table>
+"""
+CA_FILE = ".kafka-class.pem"  # in a learner's home: who has it was in class from this machine
 CARD = """\
-Kafka Design Patterns: the card of {name}. It holds your password: keep it to yourself.
+# Kafka Design Patterns: the card of {name}. It holds your password: keep it to yourself.
+#
+# In class the lessons use the class's Kafka at {servers}. All that you make there begins with {name}. and nobody
+# else in the class can see it. Save this file as it is, in the course's folder. In a terminal, in that folder:
+#
+#     source {name}.txt
+#     .venv/bin/python -m helpers doctor        (is everything ready? do this before the class)
+#     .venv/bin/python -m helpers lab
+#
+# Each new terminal has to `source` it again. It is for bash and zsh: Linux, macOS, WSL 2.
+#
+# Once joined, whether an answer is right or not yet goes to the teacher's board with each q1.check(); your code does
+# not, unless you ask for help with q1.ask("what is the matter"). Without COURSE_BOARD_TOPIC below nothing goes there.
 
-In class the lessons use the class's Kafka at {servers}. All that you make there begins with {name}. and nobody else
-in the class can see it. To join, paste the lines for your shell into a terminal, in the course's folder, and then
-
-    python -m helpers doctor        (is everything ready? do this before the class)
-    python -m helpers lab
-
-Once joined, whether an answer is right or not yet goes to the teacher's board with each q1.check(); your code does not,
-unless you ask for help with q1.ask("what is the matter"). Leave out COURSE_BOARD_TOPIC if you don't want that.
-
----------- bash, zsh (Linux, macOS, WSL 2) ----------
-cat > "$HOME/.kafka-class.pem" <<'END'
+cat > "$HOME/{ca_file}" <<'END'
 {ca}END
-{bash}
----------- PowerShell ----------
-@'
-{ca}'@ | Set-Content -Encoding ascii "$HOME/.kafka-class.pem"
-{powershell}
----------- end ----------
+{lines}
+echo "This terminal is in class, as {name}."
 """
 
 
+def is_out_of_class() -> bool:
+    """True in a terminal that has lost the variables of a card that was used on this machine."""
+    with contextlib.suppress(RuntimeError):  # a user without a home
+        return not settings.bootstrap_servers() and (Path.home() / CA_FILE).exists()
+    return False
+
+
+OUT_OF_CLASS = "This terminal is not in class: for that, `source` your card in it first."
+
+
 def write_cards(folder: Folder, room: Room, names: list[str]) -> None:
-    """Write the cards of learners; nobody but the teacher can read them."""
+    """Write the cards of learners, and a list of them to print; nobody but the teacher can read them."""
     (folder.path / "cards").mkdir(mode=0o700, exist_ok=True)
     for name in names:
         write_whole(card_file(folder, name), card(folder, room, name).encode(), 0o600)
+    lines = "".join(
+        f"<tr><td>{html.escape(room.names.get(name, ''))}<td>{name}<td>{name}.txt<td>\u2610<td>\u2610"
+        for name in sorted(room.learners)
+    )
+    write_whole(folder.path / "cards" / "list.html", LIST.format(lines=lines).encode(), 0o600)
 
 
 def card(folder: Folder, room: Room, name: str) -> str:
     """A learner's card. The values need no quoting but quotes: they hold letters, digits and -_.:, only."""
-    values = environment(room, name, "$HOME/.kafka-class.pem")
-
-    def lines(pattern: str) -> str:
-        return "\n".join(
-            pattern.format(key, f'"{value}"' if value.startswith("$") else f"'{value}'")
-            for key, value in values.items()
-        )
-
+    values = environment(room, name, f"$HOME/{CA_FILE}")
+    lines = (
+        f'export {key}="{value}"' if value.startswith("$") else f"export {key}='{value}'"
+        for key, value in values.items()
+    )
     return CARD.format(
-        name=name,
-        servers=room.servers,
-        ca=folder.ca_file.read_text(),
-        bash=lines("export {}={}"),
-        powershell=lines("$env:{} = {}"),
+        name=name, servers=room.servers, ca_file=CA_FILE, ca=folder.ca_file.read_text(), lines="\n".join(lines)
     )
 
 

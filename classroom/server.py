@@ -33,8 +33,11 @@ ADMIN = "admin"
 LOOPBACK = "127.0.0.1"
 EVERYWHERE = "0.0.0.0"
 INSIDE = "localhost"  # the name of the internal listeners in the certificate
-CONNECTIONS = 600  # from one address; a learner has some ten, and a room behind one router shares an address
-LARGEST_REQUEST = 4 * 1024 * 1024  # bytes; the clients' own limit is 1 MiB
+GUARD = Path(__file__).with_name("guard") / "guard.jar"  # made by tools/make_guard.py from the source beside it
+CONNECTIONS = 600  # to a broker by all learners; the heap holds a request of each
+LARGEST_REQUEST = 1_310_720  # bytes; the clients' own limit is 1 MiB
+LARGEST_ANSWER = 4 * 1024 * 1024  # bytes, of a fetch
+MEMBERS = 30  # of a group
 LARGEST_NOTE = 256  # bytes that a consumer may add to an offset; Kafka Streams adds some twenty
 LOG_IN_AGAIN = 60  # seconds after which a connection has to; the clients do it by themselves, with what they know
 
@@ -62,10 +65,12 @@ class Brokers:
             return properties(node, nodes, data) | secured(node, nodes, spare[node.id - 1], bind, folder, room, pem)
 
         self._brokers = [
-            Broker(processes, node, self.nodes, room.cluster_id, settings, home=folder.path) for node in self.nodes
+            Broker(processes, node, self.nodes, room.cluster_id, settings, folder.path, GUARD) for node in self.nodes
         ]
+        self._heap = 1  # times the usual
         self.homes = [broker.data for broker in self._brokers]
         self.logs = [broker.log for broker in self._brokers]
+        self.refused = [broker.log.with_suffix(".refused") for broker in self._brokers]
 
     def start(self) -> None:
         """Start all; returns when all are registered.
@@ -81,12 +86,27 @@ class Brokers:
             broker.log.touch(mode=0o600)
             self._launch(broker)
         try:
-            for port in self.ports:
-                self._until("all brokers to know each other", lambda port=port: self._knows_all(port))
+            try:
+                self._await()
+            except NoMemory:  # what was kept is more than usual: it has to be read to be cleaned
+                self.stop()
+                self._heap = 4
+                for broker in self._brokers:
+                    self._launch(broker)
+                self._await()
         except PortTaken as error:
             raise _taken(f"{self.room.port} (or one of the next)") from error
+        except (NoMemory, BrokerDied) as error:
+            raise LabError(
+                f"{error}\nIf it goes on: what is kept of the class in {self.folder.path} cannot be used any more. "
+                "Begin another one with --dir, and give out its cards; answers are in the learners' notebooks."
+            ) from error
         except TimeoutError as error:
             raise LabError(f"The brokers did not become ready: {error} See {self.logs[0]}.") from error
+
+    def _await(self) -> None:
+        for port in self.ports:
+            self._until("all brokers to know each other", lambda port=port: self._knows_all(port))
 
     def _check_ports(self) -> None:
         """A broker whose port for learners is taken may answer at its internal one before it dies of that."""
@@ -100,8 +120,10 @@ class Brokers:
                         raise _taken(str(node.port)) from error
 
     def _launch(self, broker: Broker) -> None:
-        heap = "-Xmx1g" if len(self._brokers) == 1 else "-Xmx512m"
-        broker.start(heap, *with_aot_cache())
+        heap = f"-Xmx{self._heap * (1536 if len(self._brokers) == 1 else 768)}m"
+        report = broker.log.with_suffix(".refused")
+        report.unlink(missing_ok=True)
+        broker.start(heap, f"-Dclassroom.refused={report}", *with_aot_cache())
 
     def _until(self, what: str, probe: Callable):
         """Wait, and say at once when a broker dies meanwhile."""
@@ -219,15 +241,30 @@ def secured(
         "ssl.keystore.location": str(pem),
         "ssl.truststore.type": "PEM",
         "ssl.truststore.location": str(folder.ca_file),
-        "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+        "authorizer.class.name": "classroom.Guard",  # Kafka's own, and limits for what it has no quota for
         "super.users": f"User:{ADMIN}",
         # a new password, or a learner's removal, ends what is connected; stock 0, which is for ever
         "listener.name.learners.scram-sha-512.connections.max.reauth.ms": str(LOG_IN_AGAIN * 1000),
-        # one learner's machine cannot take all connections, nor one request all of the memory (stock: no limit, 100 MB)
-        "max.connections.per.ip": str(CONNECTIONS),
+        # one learner's machine cannot take all connections, nor requests all of the memory (stock: no limit, 100 MB)
+        "max.connections.per.ip": str(room.connections),
         "max.connections.per.ip.overrides": f"{LOOPBACK}:100000",
+        "listener.name.learners.max.connections": str(CONNECTIONS),
         "socket.request.max.bytes": str(LARGEST_REQUEST),
-        "fetch.max.bytes": str(LARGEST_REQUEST),  # stock 55 MB
+        "queued.max.requests": "16",  # stock 500; a request takes many times its bytes once it is read
+        "max.decompressed.message.bytes": "33554432",  # stock 2 GB
+        "fetch.max.bytes": str(LARGEST_ANSWER),  # stock 55 MB
+        "connection.failed.authentication.delay.ms": "1000",  # stock 100
+        # what a group, a transactional id, a producer leave in memory (stock: no limit, 30 min; 7 days; a day)
+        **{f"group.{kind}max.size": str(MEMBERS) for kind in ("", "consumer.", "share.", "streams.")},
+        "group.max.session.timeout.ms": "60000",
+        "transactional.id.expiration.ms": str(12 * 3600 * 1000),
+        "transaction.remove.expired.transaction.cleanup.interval.ms": "60000",
+        "producer.id.expiration.ms": str(3600 * 1000),
+        "transaction.state.log.segment.bytes": "10485760",
+        # what was said of the metadata is forgotten soon (stock: segments of 1 GB, a snapshot each 20 MB)
+        "metadata.log.segment.bytes": "8388608",
+        "metadata.log.max.record.bytes.between.snapshots": "5000000",
+        "metadata.max.retention.bytes": "33554432",
         # Offsets are kept in memory, and in a topic that no quota counts (stock 4096 bytes, segments of 100 MB).
         "offset.metadata.max.bytes": str(LARGEST_NOTE),
         "offsets.topic.segment.bytes": "10485760",

@@ -102,6 +102,7 @@ def _examine(room: Path | None) -> int:
 
 def _checks(trial: "_Trial", room: Path | None) -> Iterator[tuple[str, Callable[[], Finding]]]:
     from classroom.folder import Folder
+    from classroom.learners import OUT_OF_CLASS, is_out_of_class
 
     yield "Python", check_python
     yield "Packages", check_packages
@@ -114,6 +115,8 @@ def _checks(trial: "_Trial", room: Path | None) -> Iterator[tuple[str, Callable[
     yield "Stop", trial.stop
     if settings.bootstrap_servers():
         yield "Your Kafka", check_external_cluster
+    elif is_out_of_class():
+        yield "Class", lambda: Finding("skipped", OUT_OF_CLASS)
     if room or Folder(paths.CLASS).exists():
         yield "Your class", lambda: check_class(room or paths.CLASS)
     yield "Your database" if settings.value("COURSE_DATABASE_URL") else "PostgreSQL", check_database
@@ -419,19 +422,41 @@ def check_external_cluster() -> Finding:
     with cluster:
         connected = time.monotonic() - began
         seconds = _round_trip(cluster)
+        _commit(cluster)
     return Finding(
         "ok",
         f"{settings.bootstrap_servers()}: connected in {connected:.1f} s, "
-        f"a record written and read back in {seconds:.2f} s",
+        f"a record written and read back in {seconds:.2f} s, and its place committed",
     )
 
 
+def _commit(cluster) -> None:
+    """Commit a place as a group, which takes other rights than reading."""
+    from kafka import KafkaConsumer, TopicPartition
+    from kafka.structs import OffsetAndMetadata
+
+    place = TopicPartition(cluster.topic("doctor"), 0)
+    with KafkaConsumer(group_id=cluster.group("doctor"), **cluster.connection) as consumer:
+        consumer.assign([place])
+        consumer.commit({place: OffsetAndMetadata(0, "", -1)}, timeout_ms=20_000)
+
+
 def check_class(room: Path) -> Finding:
-    """The class that is served from this machine: its address, its port, the firewall as far as it is known."""
+    """The class that is served from this machine: its address, its port, and what a learner can do there; the firewall
+    as far as it is known."""
     from classroom.folder import Folder
+    from classroom.learners import card_file
     from classroom.network import of_class
 
-    return Finding(*of_class(Folder(room)))
+    found = Finding(*of_class(Folder(room)))
+    learners = sorted(Folder(room).room().learners)
+    if found.mark != "ok" or not learners:
+        return found
+    with _variables_of(card_file(Folder(room), learners[0])):
+        tried = check_external_cluster()
+    if tried.mark != "ok":
+        return Finding("bad", f"as {learners[0]}: {tried.text}", tried.advice)
+    return Finding("ok", f"{found.text}; as {learners[0]}, {tried.text.partition(': ')[2]}", found.advice)
 
 
 def check_database() -> Finding:

@@ -22,7 +22,7 @@ from kafka.record import MemoryRecords
 __all__ = [
     "CHECKED_WITH", "GROUP", "TRANSACTION", "AlterClientQuotasRequest", "ConsumerRecord", "MemoryRecords", "abandon",
     "connect_within", "fetch", "find_coordinators", "has_open_transaction", "known_brokers", "newest_known",
-    "partitions_led_by", "send", "topic_metadata",
+    "partitions_led_by", "partitions_of_internal", "send", "topic_metadata",
 ]  # fmt: skip
 
 CHECKED_WITH = "3.0.12"  # the version of kafka-python that these uses were tried with
@@ -57,6 +57,14 @@ def send(admin: KafkaAdminClient, request, node: int | None = None, timeout_ms: 
         return await admin._manager.send(request, node_id=node, **options)
 
     return admin._manager.run(sent)
+
+
+def partitions_of_internal(producer: KafkaProducer, topic: str) -> int:
+    """Return how many partitions one of Kafka's own topics has, and have the producer take records for it, which it
+    otherwise takes for unknown."""
+    count = len(producer.partitions_for(topic))
+    producer._metadata.internal_topics = set()
+    return count
 
 
 def topic_metadata(admin: KafkaAdminClient, topics: list[str] | None, node: int | None = None):

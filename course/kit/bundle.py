@@ -100,7 +100,9 @@ Kafka Design Patterns, with all that it needs. No network is used.
 
     python3 install.py
 
-checks all files, makes a virtual environment in course/.venv, and fills the cache with Kafka. Then
+checks all files against SHA256SUMS, which came with them: whether the archive is your teacher's, its own sha256 tells
+(sha256sum, or shasum -a 256 on macOS). It makes a virtual environment in course/.venv, and fills the cache with Kafka.
+Then
 
     cd course
     .venv/bin/python -m helpers lab
@@ -302,5 +304,8 @@ def bundle(systems: tuple[str, ...], versions: tuple[str, ...], out: Path) -> No
     if chosen == [None]:
         raise LabError(f"There are no packages for this system: choose with --system, of {', '.join(SYSTEMS)}.")
     make(out, chosen, list(versions) or [f"{sys.version_info[0]}.{sys.version_info[1]}"])
+    with open(out, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
     click.echo(f"{out} ({out.stat().st_size / 1e6:.0f} MB), for {', '.join(chosen)}.")
+    click.echo(f"Its sha256, to be told by another way than the kit: {digest}")
     click.echo(f"Learners: tar -xf {out.name}, cd {KIT}, python3 install.py")

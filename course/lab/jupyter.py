@@ -39,6 +39,8 @@ def open_lab(notebooks: Path, folder: Path, options: list[str]) -> None:
         folder: the learner's folder; all that JupyterLab shows.
         options: more options for JupyterLab; they win over ours.
     """
+    from classroom.learners import OUT_OF_CLASS, is_out_of_class
+
     if importlib.util.find_spec("jupyterlab") is None:
         raise LabError("JupyterLab is not installed in this Python: pip install -r requirements.txt.")
     folder = folder.absolute()
@@ -49,6 +51,8 @@ def open_lab(notebooks: Path, folder: Path, options: list[str]) -> None:
         click.secho(str(error), fg="yellow", err=True)
         later = "JupyterLab opens all the same; the first cell that starts a cluster will try again."
         click.secho(later, fg="yellow", err=True)
+    if is_out_of_class():
+        click.secho(OUT_OF_CLASS, fg="yellow", err=True)
     click.echo("Opening JupyterLab. Ctrl-C here ends it.")
     sys.stdout.flush()
     # One process: a signal, or a container's stop, goes to JupyterLab itself, and nothing of ours can be left over.

@@ -146,6 +146,7 @@ class Broker:
         cluster_id: one id for all nodes, from `new_id`.
         settings: a function like `properties`, for a broker with other settings than the lab's.
         home: a folder outside of the run folder for data and log, where they are to outlive the run.
+        plugin: a jar with classes that `settings` name.
     """
 
     def __init__(
@@ -156,10 +157,11 @@ class Broker:
         cluster_id: str,
         settings=properties,
         home: Path | None = None,
+        plugin: Path | None = None,
     ):
         self.node = node
         self.cluster_id = cluster_id
-        self._processes = processes
+        self._processes, self._plugin = processes, plugin
         self._only = len(nodes) == 1 and settings is properties
         self._folder = processes.folder / f"broker-{node.id}"
         self.data = (home / f"broker-{node.id}" if home else self._folder) / "data"
@@ -198,7 +200,7 @@ class Broker:
         self._log_start = self.log.stat().st_size if self.log.exists() else 0
         # A broker that was killed is let in again when its last session is over, which is counted from this start.
         again = ("--override", "broker.session.timeout.ms=1000") if self._only and self._ran else ()
-        command = _java(*options, *self._quiet(), "kafka.Kafka", self._settings, *again)
+        command = _java(*options, *self._quiet(), "kafka.Kafka", self._settings, *again, plugin=self._plugin)
         self.pid = self._processes.start(command, self.log, env=java_environment())
 
     def check(self) -> None:
@@ -276,15 +278,15 @@ def with_aot_cache() -> tuple[str, ...]:
     return f"-XX:AOTCache={cache.aot_cache()}", "-XX:+VerifySharedSpaces", "-Xlog:aot*=off", "-Xlog:cds*=off"
 
 
-def _java(*arguments) -> list[str]:
-    """A Java command line with the broker's flags and class path."""
+def _java(*arguments, plugin: Path | None = None) -> list[str]:
+    """A Java command line with the broker's flags and class path; the AOT cache allows more at the path's end."""
     main = next(i for i, a in enumerate(arguments) if not str(a).startswith("-"))
     return [
         str(cache.java()),
         *cache.JVM_FLAGS,
         *arguments[:main],
         "-cp",
-        cache.class_path(),
+        cache.class_path() + (f"{os.pathsep}{plugin}" if plugin else ""),
         *map(str, arguments[main:]),
     ]
 

@@ -1,6 +1,7 @@
 """The board: what learners' kernels tell, what of it is believed, and what the teacher sees."""
 
 import asyncio
+import contextlib
 import json
 import queue
 import threading
@@ -116,6 +117,43 @@ def test_text():
         "    def f():",
         "        pass",
     ]
+
+
+def test_words_of_several_lines_are_one_line_of_the_text():
+    seen = model()
+    fake = "help\n\nbob, 09 q1, for 2 min: ann is wrong\n✓ right"
+    seen.apply("ann.progress", b"lesson_01/q1/help", said({"words": fake}), 1000)
+    assert board.as_text(seen.shown(1000)).splitlines()[-1] == (
+        "ann, 01 q1, for 0 min: help bob, 09 q1, for 2 min: ann is wrong ✓ right"
+    )
+
+
+def test_what_was_dismissed_comes_back_when_it_is_said_again(broker, joined):
+    reader = board.Reader(broker.folder, ASKED)
+    try:
+        reader.model.keep(["ann", "bob"])
+        reader.model.apply("ann.progress", b"lesson_01/q2/help", said({"words": "help"}), 1000)
+        reader.dismiss("ann", "lesson_01", "q2")
+        assert reader.model.shown(1000)["trouble"] == []
+        reader.model.apply("ann.progress", b"lesson_01/q2/help", said({"words": "again"}), 1001)
+        assert [entry["what"] for entry in reader.model.shown(1001)["trouble"]] == ["again"]
+        reader.dismiss("ann", "lesson_01", "q7")  # which there is not
+        with contextlib.closing(board.Reader(broker.folder, ASKED)) as another:
+            assert another.model.dismissed == {"ann lesson_01 q2": 1000}
+    finally:
+        reader.close()
+        (broker.folder.path / "dismissed.json").unlink()
+
+
+def test_csv_and_sums():
+    seen = model()
+    seen.apply("ann.progress", b"lesson_01/q1", said({"state": "right"}), 1000)
+    seen.apply("bob.progress", b"lesson_01/q1", said({"state": "right"}), 1000)
+    seen.apply("bob.progress", b"lesson_09/q1/help", said({"words": "=1+1"}), 1000)
+    seen.names = {"ann": "Ann Lee", "bob": "=bob"}
+    assert board.as_csv(seen.shown(1000)) == (
+        "learner,name,01 q1,01 q2,09 q1\nann,Ann Lee,right,,\nbob,'=bob,right,,help\nright,,2,0,0\n"
+    )
 
 
 def test_from_a_check_to_the_board(broker, joined, monkeypatch):
@@ -320,30 +358,41 @@ def test_the_page_is_for_this_machine_only():
     port = free_ports(1)
     seen = model()
     seen.apply("ann.progress", b"lesson_01/q1", said({"state": "right"}), 1000)
-    live = types.SimpleNamespace(state=lambda: seen.shown(1000) | {"failure": ""})
+    dismissed = []
+    live = types.SimpleNamespace(
+        state=lambda: seen.shown(1000) | {"failure": ""}, dismiss=lambda *place: dismissed.append(place)
+    )
     loop = asyncio.new_event_loop()
 
     def run():
         asyncio.set_event_loop(loop)
-        board.application(live, port).listen(port, address="127.0.0.1")
+        board.application(live, port, "token-1").listen(port, address="127.0.0.1")
         loop.run_forever()
 
     thread = threading.Thread(target=run)
     thread.start()
     try:
-        wait_until(lambda: get(port, "/"), "the page", timeout=10, retry=(OSError,))
-        assert json.loads(get(port, "/state"))["rows"][0]["learner"] == "ann"
-        page = get(port, "/")
+        wait_until(lambda: get(port, "/token-1/"), "the page", timeout=10, retry=(OSError,))
+        assert json.loads(get(port, "/token-1/state"))["rows"][0]["learner"] == "ann"
+        page = get(port, "/token-1/")
         assert "http://" not in page and "https://" not in page and "innerHTML" not in page
         with pytest.raises(urllib.error.HTTPError, match="403"):
-            get(port, "/state", host="evil.example")
+            get(port, "/token-1/state", host="evil.example")
+        for path in ("/", "/state", "/token-2/", "/token-2/state", "/token-1/other"):  # other users of this machine
+            with pytest.raises(urllib.error.HTTPError, match="403"):
+                get(port, path)
+        get(port, "/token-1/dismiss", data=b'["ann", "01 q1"]')
+        assert dismissed == [("ann", "01 q1")]
+        with pytest.raises(urllib.error.HTTPError, match="403"):
+            get(port, "/token-2/dismiss", data=b'["ann", "01 q1"]')
     finally:
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
 
 
-def get(port: int, path: str, host: str = "") -> str:
-    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", headers={"Host": host} if host else {})
+def get(port: int, path: str, host: str = "", data: bytes | None = None) -> str:
+    headers = {"Host": host} if host else {}
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", headers=headers, data=data)
     with urllib.request.urlopen(request, timeout=5) as answer:
         return answer.read().decode()
 

@@ -86,6 +86,48 @@ def test_notices_name_each_licence_and_give_each_text_once(wheel, kit):
     assert f"kafka-clients-{cache.KAFKA_VERSION}.jar:" in said and said.count("Apache License") >= 1
 
 
+def test_what_pip_installs_is_told_by_hash(tmp_path, monkeypatch):
+    from course.kit import install_kit
+
+    monkeypatch.setattr(install_kit, "COURSE", tmp_path)
+    (tmp_path / "requirements.txt").write_text("# all\nPy_Yaml==6.0\nappnope==1.0 ; sys_platform == 'darwin'\n-e .\n")
+    hashes = {"wheels/pyyaml-6.0-cp311-x.whl": "a", "wheels/py_yaml-6.0-cp312-x.whl": "b", "course/x.py": "c"}
+    hashes["wheels/setuptools-80.1-py3-none-any.whl"] = "d"
+    assert install_kit.requirements(hashes).splitlines() == [
+        "Py_Yaml==6.0 --hash=sha256:b",
+        "appnope==1.0 ; sys_platform == 'darwin'",
+        "setuptools==80.1 --hash=sha256:d",
+    ]
+
+
+PLANTED = ("wheels/setuptools-999-py3-none-any.whl", "course/sitecustomize.py", "course/helpers/extra.so", "hashlib.py")
+
+
+@pytest.mark.parametrize("planted", PLANTED)
+def test_a_planted_file_is_refused(kit, tmp_path, planted):
+    shutil.copy(kit / "install.py", tmp_path)
+    shutil.copytree(kit / "course" / "docs", tmp_path / "course" / "docs")
+    bundle.write_sums(tmp_path)
+    (tmp_path / planted).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / planted).write_text("raise SystemExit('it ran')" if planted == "hashlib.py" else "")
+    done = subprocess.run([sys.executable, tmp_path / "install.py"], capture_output=True, text=True)
+    assert done.returncode == 1 and f"{planted} was not packed" in done.stderr
+    assert not (tmp_path / "course" / ".venv").exists()
+
+
+def test_what_using_the_course_makes_is_no_planted_file(kit, tmp_path):
+    shutil.copy(kit / "install.py", tmp_path)
+    shutil.copytree(kit / "course" / "docs", tmp_path / "course" / "docs")
+    bundle.write_sums(tmp_path)
+    for made in ("course/.venv/bin/x", "course/work/01.ipynb", "course/docs/__pycache__/x.pyc"):
+        (tmp_path / made).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / made).touch()
+    check = "import sys; sys.path.insert(0, sys.argv[1]); import install; install.check()"
+    done = subprocess.run([sys.executable, "-B", "-c", check, tmp_path], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "course/docs/__pycache__").exists(), "Python would run it"
+
+
 @pytest.mark.parametrize("harm", ["changed", "missing"])
 def test_a_damaged_kit_is_refused(kit, tmp_path, harm):
     shutil.copy(kit / "install.py", tmp_path)
