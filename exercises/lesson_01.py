@@ -393,7 +393,7 @@ POISON = {
     b"17": "`17` is JSON, and no order: what `json.loads` gives need not be a dict.",
     b"null": "`null` is JSON, and no order: what `json.loads` gives need not be a dict.",
     b'["order"]': '`["order"]` is JSON, and no order: what `json.loads` gives need not be a dict.',
-    b'{"oder": 2}': "This is a dict without an `order`.",
+    b'{"nr": 2}': "This is a dict without an `order`.",
     b'{"order": "two"}': "This dict's `order` is no number.",
     None: "A record may have no value (a tombstone): `json.loads(None)` raises TypeError, which is no ValueError.",
 }
