@@ -1,13 +1,17 @@
 """Questions of lesson 01, producer–consumer."""
 
 import json
+from collections import Counter
+from itertools import zip_longest
 
-from kafka import KafkaConsumer, TopicPartition
-from kafka.errors import KafkaError
+from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, OffsetAndMetadata, TopicPartition
+from kafka.errors import KafkaTimeoutError
+from kafka.future import Future
 from kafka.serializer import JsonSerializer
 
 from exercises.frame.outcome import Wrong
 from exercises.frame.question import Question
+from exercises.frame.words import say_error
 from helpers import Worker, point
 from helpers.pictures import capture_log, log_view
 
@@ -21,28 +25,50 @@ def _numbers(orders) -> list:
 # -- q1: a consumer that begins at the beginning
 
 
+# So long that one `poll` does not give all orders: a fetch brings at most 1 MB of a partition.
+NOTE = "x" * 400_000
+
+
+def _delete_first(lab, topic, partition: int = 0) -> None:
+    """Delete the first record of a partition, as retention does: the offsets do not begin with 0 then."""
+    with KafkaAdminClient(**lab.cluster.connection) as admin:
+        admin.delete_records({TopicPartition(topic, partition): 1})
+
+
 def _judge_read_orders(lab, read_orders):
-    topic = lab.topic()
     producer = lab.producer(value_serializer=JsonSerializer())
+    topic, two = lab.topic(), lab.topic("two", partitions=2)
+    producer.send(topic, {"order": 0, "customer": "ann"})
     for order in ORDERS:
-        producer.send(topic, order)
+        producer.send(topic, order | {"note": NOTE})
+        producer.send(two, order, partition=order["order"] % 2)
     producer.flush()
+    _delete_first(lab, topic)
+    wanted = f"orders {_numbers(ORDERS)}, which were on the topic before your consumer came"
+    at_latest = "The consumer starts at the end of the log: `auto_offset_reset` decides that."
+    _compare_read(lab, read_orders, topic, _numbers(ORDERS), wanted, at_latest)
+    remembered = "Called again, it went on where it had stopped: a group has a committed offset, and that counts first."
+    _compare_read(lab, read_orders, topic, [1, 2], "the same from the beginning, when it is called again", remembered)
+    everywhere = "A topic may have several partitions: subscribe to the topic, and read them all."
+    _compare_read(lab, read_orders, two, _numbers(ORDERS), "all orders of a topic with two partitions", everywhere)
+
+
+def _compare_read(lab, read_orders, topic, numbers, wanted, cause):
     try:
-        orders = lab.call(read_orders, lab.cluster.connection, topic, len(ORDERS), gives=list)
+        orders = lab.call(read_orders, lab.cluster.connection, topic, len(numbers), gives=list)
     except TimeoutError as error:
-        raise Wrong(
-            f"no end: {error}",
-            f"orders {_numbers(ORDERS)}, which were on the topic before your consumer came",
-            "The consumer starts at the end of the log: `auto_offset_reset` decides that.",
-        ) from None
+        raise Wrong(f"no end: {error}", wanted, cause) from None
     if any(not isinstance(order, dict) for order in orders):
         raise Wrong(
             f"a list of {type(orders[0]).__name__}",
             "a list of dicts, the values of the records",
             "Take `.value` of each.",
         )
-    if _numbers(orders) != _numbers(ORDERS):
-        raise Wrong(f"orders {_numbers(orders)}", f"orders {_numbers(ORDERS)}", "Return what `take` gave, all of it.")
+    if sorted(_numbers(orders)) != numbers:
+        if len(orders) != len(numbers):
+            few = "One `poll` gives what has come until then. `take` polls until it has them all."
+            cause = few if len(orders) < len(numbers) else "Read `count` records and no more, as `take` does."
+        raise Wrong(f"orders {sorted(_numbers(orders))}", wanted, cause)
 
 
 _READ_ORDERS = '''
@@ -66,48 +92,93 @@ q1 = Question(
         "A consumer without a committed offset starts where `auto_offset_reset` says; the default is `latest`.",
     ],
     why="A consumer that starts at the end misses what was there before it, and no error tells so.",
-    deadline=6,
+    deadline=10,
 )
 
 
 # -- q2: acknowledged, or an error
 
 
-def _comes_from_kafka(error: BaseException | None) -> bool:
-    return error is not None and (
-        isinstance(error, KafkaError) or _comes_from_kafka(error.__cause__ or error.__context__)
-    )
+class _SharedProducer(KafkaProducer):
+    """A producer on a topic that others write to as well: one of their orders comes right after each flush."""
+
+    def flush(self, timeout=None):
+        super().flush(timeout)
+        self.others.send(self.topic, {"order": 0, "customer": "zoe"}).get(timeout=10)
+
+
+#: What a slip in the code raises, and no decision of its author.
+SLIPS = (NameError, AttributeError, TypeError, LookupError)
 
 
 def _judge_place_order(lab, place_order):
     topic = lab.topic(config={"max.message.bytes": 300})
-    producer = lab.producer(value_serializer=JsonSerializer(), linger_ms=2000)
-    places = []
-    for order in ORDERS[:2]:
-        places.append(lab.call(place_order, producer, topic, order))
-        if len(lab.records(topic)) < len(places):
-            raise Wrong(
-                "your function has returned, and the order is not on the log",
-                "an order that is on the log when the function returns",
-                "`send` puts the record into the producer's buffer only; here, the producer lingers for two seconds.",
-            )
-    if places != [0, 1]:
-        raise Wrong(
-            f"for two orders your function returned {str(places[0])[:60]} and {str(places[1])[:60]}",
-            "the records' offsets, here 0 and 1",
-            "The offset is in what `future.get` gives: `.offset`.",
-        )
+    others = lab.producer(value_serializer=JsonSerializer())
+    others.send(topic, {"order": 0, "customer": "zoe"}).get(timeout=10)  # so that no offset is 0
+
+    def new_producer():
+        producer = _SharedProducer(**lab.cluster.connection, value_serializer=JsonSerializer(), linger_ms=2000)
+        producer.others, producer.topic = others, topic
+        return producer
+
+    producer = new_producer()
+    _check_placed(lab, place_order, producer, topic, ORDERS[0])
+    _check_placed(lab, place_order, producer, topic, ORDERS[1])
+    refused = {"order": 3, "customer": "eve", "note": "x" * 1000}
     try:
-        place_order(producer, topic, {"order": 3, "customer": "eve", "note": "x" * 1000})
-    except Exception as error:
-        if _comes_from_kafka(error):
-            return "two orders are acknowledged; for one that the broker refuses, your function raises"
+        given = place_order(producer, topic, refused)
+    except SLIPS:
         raise
+    except Exception:
+        # In kafka-python 3.0.12 an idempotent producer answers each later record with that refusal.
+        _check_placed(lab, place_order, new_producer(), topic, ORDERS[3])
+        return "orders are acknowledged, also after one that the broker refuses; for that one your function raises"
     raise Wrong(
-        "the broker refused an order of 1,000 characters, and your function returned as if it were there",
+        f"the broker refused an order of 1,000 characters, and your function returned {str(given)[:60]}",
         "an exception for an order that is not on the log",
-        "`flush` does not raise for a record that failed; its future does.",
+        "`flush` does not raise for a record that failed; its future does. And an exception that you catch, the "
+        "caller never sees.",
     )
+
+
+def _check_placed(lab, place_order, producer, topic, order) -> None:
+    try:
+        place = lab.call(place_order, producer, topic, order)
+    except KafkaTimeoutError as error:
+        raise Wrong(
+            f"your function raised {type(error).__name__} for order {order['order']}, which the broker would take",
+            "the offset of an order that is on the log",
+            "The producer lingers for two seconds: `producer.flush()` sends at once what is buffered.",
+        ) from None
+    except SLIPS:
+        raise
+    except Exception as error:
+        raise Wrong(
+            f"your function raised {type(error).__name__} for order {order['order']}, which the broker would take",
+            "an exception only for an order that is not on the log",
+            "Look at this order's own future, and at no other one.",
+        ) from error
+    records = lab.records(topic, value_deserializer=JsonSerializer())
+    offsets = [record.offset for record in records if record.value["order"] == order["order"]]
+    if not offsets:
+        raise Wrong(
+            "your function has returned, and the order is not on the log",
+            "an order that is on the log when the function returns",
+            "`send` puts the record into the producer's buffer only; here, the producer lingers for two seconds.",
+        )
+    if len(offsets) > 1:
+        raise Wrong(
+            f"order {order['order']} is on the log {len(offsets)} times, at offsets {offsets}",
+            "each order once",
+            "Each call of `send` writes a record.",
+        )
+    if place != offsets[0]:
+        raise Wrong(
+            f"for order {order['order']} your function returned {str(place)[:60]}",
+            f"the record's offset, here {offsets[0]}",
+            "The offset is in what `future.get` gives: `.offset`. Others write to the topic, too, so counting does "
+            "not tell it.",
+        )
 
 
 q2 = Question(
@@ -122,8 +193,8 @@ def place_order(producer, topic, order):
 def place_order(producer, topic, order):
     """Send the order; return its offset once it is acknowledged, or raise if it is not."""
     future = producer.send(topic, order)
-    producer.flush()
-    return future.get(timeout=10).offset
+    producer.flush()  # it sends what is buffered, and raises nothing for a record that failed
+    return future.get(timeout=10).offset  # its future does
 ''',
     judge=_judge_place_order,
     hints=[
@@ -139,67 +210,146 @@ def place_order(producer, topic, order):
 # -- q3: the commit, order by order
 
 
-def _pack(order):
-    if not isinstance(order, dict):
-        raise TypeError("`pack` takes an order, which is the record's value")
-    point("about to pack")
-    print(order["order"], flush=True)
-    point("packed")
+class _SlowToCommit(KafkaConsumer):
+    """Its asynchronous commits stay under way until a poll after the next: a process that dies has not sent them."""
+
+    _asked: list = []
+
+    def commit_async(self, offsets=None, callback=None):
+        places = {place: OffsetAndMetadata(self.position(place), "", -1) for place in self.assignment()}
+        self._asked = [*self._asked, offsets or places]
+        return Future()
+
+    def poll(self, *arguments, **keywords):
+        sent, self._asked = self._asked[:-1], self._asked[-1:]
+        for offsets in sent:
+            self.commit(offsets)
+        return super().poll(*arguments, **keywords)
 
 
-def _pack_some(connection, topic, group, pack_orders):
-    consumer = KafkaConsumer(
+def _pack_some(connection, topic, group, pack_orders, breaks):
+    left = [breaks]
+
+    def pack(order):
+        if not isinstance(order, dict):
+            raise TypeError("`pack` takes an order, which is the record's value")
+        if left.pop() if left else False:
+            print("broke", order["order"], flush=True)
+            raise RuntimeError(f"order {order['order']}: the tape is torn")
+        print("about", order["order"], flush=True)
+        point("about to pack")
+        print(order["order"], flush=True)
+        point("packed")
+
+    consumer = _SlowToCommit(
         topic, **connection, group_id=group, group_instance_id="packer", auto_offset_reset="earliest",
         enable_auto_commit=False, value_deserializer=JsonSerializer(),
     )  # fmt: skip
-    left = len(ORDERS) - (consumer.committed(TopicPartition(topic, 0)) or 0)
-    if left:
-        pack_orders(consumer, left, _pack)
+    committed = [consumer.committed(TopicPartition(topic, partition)) or 0 for partition in (0, 1)]
+    if count := len(ORDERS) - sum(committed):
+        pack_orders(consumer, count, pack)
 
 
 def _judge_pack_orders(lab, pack_orders):
-    topic, group = lab.topic(), lab.group()
+    topic, group = lab.topic(partitions=2), lab.group()
     producer = lab.producer(value_serializer=JsonSerializer())
     for order in ORDERS:
-        producer.send(topic, order, key=order["customer"].encode())
+        producer.send(topic, order, key=order["customer"].encode(), partition=order["order"] % 2)
     producer.flush()
-    packed, logs = [], []
-    for die_at in [("packed", 2), ("about to pack", 2), None]:
-        worker = Worker(_pack_some, lab.cluster.connection, topic, group, pack_orders, die_at=die_at)
+    lives, logs, broke, about = [], [], [], []
+    for die_at, breaks in [(("packed", 2), False), (("about to pack", 2), False), (None, True), (None, False)]:
+        worker = Worker(_pack_some, lab.cluster.connection, topic, group, pack_orders, breaks, die_at=die_at)
         lab.afterwards.callback(worker.kill)
-        state = worker.wait()
-        packed += [int(line) for line in worker.output.split() if line.isdigit()]
+        state = _end_of(worker, lives)
+        lives.append(_packed_by(worker))
+        broke += [int(line.split()[1]) for line in worker.output.splitlines() if line.startswith("broke ")]
+        about += [int(line.split()[1]) for line in worker.output.splitlines() if line.startswith("about ")][-1:]
         logs.append(capture_log(lab.cluster, topic, groups=[group], label=_told))
-        if state.startswith("failed"):
+        if state.startswith("failed") and not breaks:
             raise Wrong(
                 f"the packer's process {state}", "a packer that goes on", worker.output.strip().splitlines()[-1]
             )
-    never = sorted(set(_numbers(ORDERS)) - set(packed))
-    again = sorted({number for number in packed if packed.count(number) > 1})
+    _compare_packed(lives, logs, broke, about)
+    again = sorted(number for number, times in Counter(sum(lives, [])).items() if times > 1)
+    return f"killed twice, and once the packing failed; packed again: {again}; never packed: none"
+
+
+def _packed_by(worker) -> list:
+    return [int(line) for line in worker.output.split("\n") if line.isdigit()]
+
+
+def _end_of(worker, lives) -> str:
+    """Wait for its end. One that has packed all orders and does not come to its end has a loop without one."""
+    try:
+        return worker.wait(timeout=8)
+    except TimeoutError:
+        if {*sum(lives, []), *_packed_by(worker)} >= {*_numbers(ORDERS)}:
+            raise Wrong(
+                "all orders are packed, and your function does not come back",
+                "a function that returns when `count` orders are packed",
+                "`for record in consumer` has no end: count.",
+            ) from None
+        return worker.wait()
+
+
+def _compare_packed(lives, logs, broke, about) -> None:
+    packed = Counter(sum(lives, []))
+    never = [number for number in _numbers(ORDERS) if not packed[number]]  # of them `broke`: `pack` raised an error
+    again = sorted(number for number, times in packed.items() if times > 1)
+    done = [{lane.partition: mark.offset for lane in log.lanes for mark in lane.marks} for log in logs]
+    picture = log_view(logs[0], "Where the commit stood when the packer was killed after packing its second order")
     wanted = (
         "each order packed, at most one of them twice, though the packer is killed after packing one and before another"
     )
-    picture = log_view(logs[0], "Where the commit stood when the packer was killed after packing order 2")
-    if len(never) > 1:
+    if within := [number for life in lives for number, times in Counter(life).items() if times > 1]:
+        raise Wrong(
+            f"within one process, orders {sorted(set(within))} are packed twice",
+            wanted,
+            "Nobody was killed in between: call `pack` once for each record.",
+        )
+    # An order's offset: two partitions, and the orders go to them in turn, order 1 to partition 1.
+    skipped = [number for number in never if (number - 1) // 2 < done[-1].get(number % 2, 0)]
+    if never and not skipped:
+        raise Wrong(
+            f"orders {never} are never packed, and not committed either",
+            wanted,
+            "Your function has returned before it had packed `count` orders.",
+        )
+    if set(never) == set(broke):
+        raise Wrong(
+            f"`pack` raised an error for order {never[0]}, and the order is never packed",
+            "an order whose packing has failed is packed by the next process",
+            "It was committed all the same: do not catch the error; and `finally` runs after an error, too.",
+        )
+    if len({*never} - {*broke}) > 1:
         raise Wrong(
             f"orders {never} are never packed",
             wanted,
             "`consumer.commit()` commits the consumer's *position*, behind all that it has polled, packed or not: "
-            "take one"
-            " order at a time, or commit the offset that you mean.",
+            "take one order at a time, or commit the offset that you mean, in the record's own partition.",
             picture,
         )
     if never:
-        raise Wrong(f"order {never[0]} is never packed", wanted, "The commit came before the packing.", picture)
+        cause = "What was committed was not packed: commit `record.offset + 1`, in the record's own partition."
+        if {*never} <= {*about, *broke}:
+            cause = "The commit came before the packing."
+        raise Wrong(f"orders {never} are never packed", wanted, cause, picture)
     if len(again) > 1:
-        marks = [mark.offset for mark in logs[0].lanes[0].marks]
         cause = (
             "Nothing was committed between these: commit after each one, and wait for it (`commit_async` only asks)."
         )
-        if marks == [0]:
+        if done[0] and not any(done[0].values()):
             cause = "What is committed is the offset of the record to read *next*: `record.offset + 1`."
+        elif len(done[-1]) == 1:
+            cause = "A topic may have several partitions: commit in that of the record, `record.partition`."
         raise Wrong(f"orders {again} are packed twice", wanted, cause, picture)
-    return f"killed twice; packed again: {again}; never packed: none"
+    if done[-1] != {0: 3, 1: 3}:
+        raise Wrong(
+            f"your function has returned, and the group's offsets are {done[-1]} (partition: offset)",
+            "{0: 3, 1: 3}: all that is packed is committed when the function returns",
+            "After the last order, too, there has to be a commit that is waited for. And an offset is no count: it is "
+            "`record.offset + 1`, in the record's own partition.",
+        )
 
 
 q3 = Question(
@@ -215,7 +365,7 @@ def pack_orders(consumer, count, pack):
 def pack_orders(consumer, count, pack):
     """Pack `count` orders; killed at any moment, it loses none and repeats one at most."""
     for _ in range(count):
-        (record,) = take(consumer, 1)
+        (record,) = take(consumer, 1)  # one at a time, because `commit` commits the position behind all that was taken
         pack(record.value)
         consumer.commit()
 ''',
@@ -223,58 +373,115 @@ def pack_orders(consumer, count, pack):
     hints=[
         "Packing and committing are two steps; between them the packer may die. Which one comes first?",
         "`consumer.commit()` commits the position, behind everything that `take` has given, packed or not.",
-        "`take(consumer, 1)` in a loop, and a commit after each; or, after each record of a batch, "
-        "`consumer.commit({TopicPartition(topic, 0): OffsetAndMetadata(record.offset + 1, '', -1)})`.",
+        "`take(consumer, 1)` in a loop, and a commit after each; or, after each record of a batch, `consumer.commit("
+        "{TopicPartition(record.topic, record.partition): OffsetAndMetadata(record.offset + 1, '', -1)})`.",
     ],
     why="The commit says 'done up to here' to whoever comes next; it has to be true at any moment.",
-    deadline=25,
+    deadline=35,
 )
 
 
 # -- q4: what cannot be read is kept
 
 FAX = b"order 2, by fax \xff"
-TORN = b'{"order": 4, "custo'
+HEADERS = [("sent-by", b"fax"), ("page", b"1"), ("page", b"2")]
+#: What is no order, and why: no JSON, JSON of another type, a field missing or of another type, no value at all.
+POISON = {
+    FAX: "Bytes may be no text: then `json.loads` raises UnicodeDecodeError, which is a ValueError, too.",
+    b'{"order": 4, "custo': "A record may begin like JSON and still be none.",
+    b"": "An empty value is no JSON.",
+    b"17": "`17` is JSON, and no order: what `json.loads` gives need not be a dict.",
+    b"null": "`null` is JSON, and no order: what `json.loads` gives need not be a dict.",
+    b'["order"]': '`["order"]` is JSON, and no order: what `json.loads` gives need not be a dict.',
+    b'{"nr": 2}': "This is a dict without an `order`.",
+    b'{"order": "two"}': "This dict's `order` is no number.",
+    None: "A record may have no value (a tombstone): `json.loads(None)` raises TypeError, which is no ValueError.",
+}
 
 
 def _judge_sort_out(lab, sort_out):
-    topic, unreadable = lab.topic(), lab.topic("unreadable")
+    topic, unreadable = lab.topic(partitions=2), lab.topic("unreadable")
     producer = lab.producer()
-    for order in ORDERS:
-        value = {2: FAX, 4: TORN}.get(order["order"], json.dumps(order).encode())
-        producer.send(topic, value, key=order["customer"].encode())
+    producer.send(topic, b"deleted", partition=0).get(timeout=10)
+    for order, poison in zip_longest(ORDERS, POISON):
+        if order:
+            producer.send(topic, json.dumps(order).encode(), key=order["customer"].encode())
+        key = None if poison == FAX else b"bob"
+        producer.send(topic, poison, key=key, headers=HEADERS, partition=len(poison or "") % 2)
     producer.flush()
-    wanted = [number for number in _numbers(ORDERS) if number not in (2, 4)]
-    orders = lab.call(sort_out, lab.cluster.connection, topic, unreadable, gives=list)
-    lab.close_clients()  # whether a record was acknowledged or still on its way was question 2
-    kept = lab.records(unreadable)
-    if not all(isinstance(order, dict) for order in orders):
-        raise Wrong(f"a list with {orders[0]!r}", "a list of dicts", "Return the decoded records, not a field of them.")
-    if _numbers(orders) != wanted:
-        raise Wrong(f"orders {_numbers(orders)}", f"orders {wanted}", "Go on after what cannot be read.")
+    _delete_first(lab, topic)
+    try:
+        orders = lab.call(sort_out, lab.cluster.connection, topic, unreadable, gives=list)
+    except (TypeError, LookupError, AttributeError) as error:
+        raise Wrong(
+            f"your function stopped with {say_error(error)}",
+            "a function that gets past each record, whatever is in it",
+            "A record may have no value or no key. What `json.loads` gives need not be a dict, nor have an `order`.",
+        ) from error
+    lab.close_clients()
+    if others := [order for order in orders if not isinstance(order, dict)]:
+        cause = POISON.get(json.dumps(others[0], default=str).encode(), "")
+        field = "Return the decoded records, not a field of them."
+        raise Wrong(f"a list with {others[0]!r}", "a list of dicts", cause or field)
+    if sorted(map(str, orders)) != sorted(map(str, ORDERS)):
+        more = [json.dumps(order).encode() for order in orders if order not in ORDERS]
+        cause = next((POISON[value] for value in more if value in POISON), "Go on after what cannot be read.")
+        raise Wrong(f"orders {[order.get('order') for order in orders]}", f"orders {_numbers(ORDERS)}", cause)
+    _compare_kept(lab.records(unreadable))
+    _judge_refusal(lab, sort_out)
+    logs = [capture_log(lab.cluster, name, label=_told) for name in (topic, unreadable)]
+    return log_view(logs, f"{len(POISON)} records put aside; six orders to pack")
+
+
+def _compare_kept(kept) -> None:
     if not kept:
-        raise Wrong("the topic for unreadable records is empty", "two records on it", "The records were dropped.")
-    if [record.value for record in kept] != [FAX, TORN]:
+        raise Wrong("the topic for unreadable records is empty", f"{len(POISON)} records on it", "They were dropped.")
+    values = [record.value for record in kept]
+    for value, cause in POISON.items():
+        if value not in values:
+            raise Wrong(
+                f"the record with the value {value!r} is not on the topic `unreadable`",
+                "it is there to the byte, as it came",
+                f"{cause} Send `record.value` as it came.",
+            )
+    if len(values) != len(POISON):
+        raise Wrong(f"{len(values)} records on `unreadable`", f"{len(POISON)}, each once", "Send each of them once.")
+    keys = {record.value: record.key for record in kept}
+    if keys != {value: None if value == FAX else b"bob" for value in POISON}:
         raise Wrong(
-            f"on the topic: {[record.value for record in kept]}",
-            f"{[FAX, TORN]}, to the byte",
-            "Send `record.value` as it came; and a record may begin like JSON and still be none.",
-        )
-    if [record.key for record in kept] != [b"bob", b"ann"]:
-        raise Wrong(
-            f"their keys are {[record.key for record in kept]}",
-            "[b'bob', b'ann']",
+            f"their keys are {sorted({*map(str, keys.values())})}",
+            "b'bob', and None for the one that has no key",
             "Send the record's key along: whoever mends it needs to know whose it is.",
         )
-    logs = [capture_log(lab.cluster, name, label=_told) for name in (topic, unreadable)]
-    return log_view(logs, "Two records put aside; four orders to pack")
+    if lost := [record.headers for record in kept if list(record.headers) != HEADERS]:
+        raise Wrong(
+            f"the headers of one are {list(lost[0])}",
+            f"{HEADERS}",
+            "Send the record's headers along, as the list that they are: a name may come twice.",
+        )
+
+
+def _judge_refusal(lab, sort_out) -> None:
+    topic, unreadable = lab.topic("long-fax"), lab.topic("refuses", config={"max.message.bytes": 300})
+    lab.producer().send(topic, b"a fax of many pages " * 50, key=b"bob").get(timeout=10)
+    try:
+        orders = lab.call(sort_out, lab.cluster.connection, topic, unreadable)
+    except SLIPS:
+        raise
+    except Exception:
+        return
+    raise Wrong(
+        f"the topic `unreadable` refused a record of 1,000 bytes, and your function returned {str(orders)[:60]}",
+        "an exception: the record is on no topic that anybody looks at",
+        "Look at the future of each record that you send; and do not catch what it raises.",
+    )
 
 
 def _told(record) -> str:
     try:
         return f"order {json.loads(record.value)['order']}"
-    except ValueError:
-        return repr(record.value)[2:-1]
+    except (ValueError, TypeError, LookupError):
+        return repr(record.value).removeprefix("b")
 
 
 q4 = Question(
@@ -282,26 +489,33 @@ q4 = Question(
     wants=("sort_out",),
     starter='''
 def sort_out(connection, topic, unreadable):
-    """All orders on the topic, as dicts; records that are no JSON go to the topic `unreadable`, as they came."""
+    """All orders on the topic, as dicts; records that hold no order go to the topic `unreadable`, as they came."""
     return [json.loads(record.value) for record in read_topic(connection, topic)]
 ''',
     solution='''
 def sort_out(connection, topic, unreadable):
-    """All orders on the topic, as dicts; records that are no JSON go to the topic `unreadable`, as they came."""
+    """All orders on the topic, as dicts; records that hold no order go to the topic `unreadable`, as they came."""
     orders = []
     with KafkaProducer(**connection) as producer:
         for record in read_topic(connection, topic):
             try:
-                orders.append(json.loads(record.value))
-            except ValueError:
-                producer.send(unreadable, record.value, key=record.key).get(timeout=10)
+                order = json.loads(record.value)
+                if type(order["order"]) is not int:
+                    raise ValueError("an order has a number")
+            except Exception:  # nothing but reading stands in this `try`: whatever it raises, this is no order
+                future = producer.send(unreadable, record.value, key=record.key, headers=record.headers)
+                future.get(timeout=10)  # raises if it is not there
+            else:
+                orders.append(order)
     return orders
 ''',
     judge=_judge_sort_out,
     hints=[
-        "Decode each record on its own, inside of `try`. Which exceptions can bytes that are no JSON cause?",
-        "`except ValueError` catches both `JSONDecodeError` and `UnicodeDecodeError`.",
-        "Send `record.value` and `record.key` to the other topic, and wait for the acknowledgement.",
+        "Decode each record on its own, inside of `try`. What can `json.loads` raise, and what can it give back?",
+        "`except ValueError` catches both `JSONDecodeError` and `UnicodeDecodeError`. But `json.loads(None)` is a "
+        "TypeError; and `17`, `null`, a list are JSON, and no order.",
+        "Send `record.value`, `record.key` and `record.headers` to the other topic, and wait for the acknowledgement.",
     ],
     why="What a program cannot read today, a person or a mended program can read tomorrow, if it is still there.",
+    deadline=15,
 )

@@ -2,12 +2,13 @@
 
 import json
 
-from kafka import KafkaAdminClient, KafkaProducer
+from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
 from kafka.partitioner import Partitioner, murmur2
 from kafka.serializer import JsonSerializer
 
 from exercises.frame.outcome import Wrong
 from exercises.frame.question import Question
+from exercises.frame.words import say_error
 from helpers import Worker, wait_until
 from helpers.pictures import capture_log, log_view
 
@@ -31,23 +32,59 @@ def _customer(record) -> str:
 # -- q1: the key
 
 
+def _place_all(connection, topic, place, orders):
+    """In a process of its own."""
+    with KafkaProducer(**connection, value_serializer=JsonSerializer()) as producer:
+        for order in orders:
+            place(producer, topic, order)
+
+
 def _judge_place(lab, place):
-    topic = lab.topic(partitions=4)
+    topic, fewer = lab.topic(partitions=4), lab.topic("fewer", partitions=3)
     producer = lab.producer(value_serializer=JsonSerializer())
     orders = [_order(number) for number in range(1, 21)]
-    for order in orders:
-        lab.call(place, producer, topic, order)
+    # Another checkout, which meets the customers in another order; its hash() is another one, and so is its memory.
+    worker = Worker(_place_all, lab.cluster.connection, topic, place, orders[::-1], environment={"PYTHONHASHSEED": "7"})
+    lab.afterwards.callback(worker.kill)
+    try:
+        for order in orders:
+            lab.call(place, producer, topic, dict(order))
+    except TypeError as error:
+        if "serialized key" not in str(error):
+            raise
+        raise Wrong(
+            f"`send` raised TypeError: {error}",
+            "a key that is bytes",
+            "A key is bytes: `.encode()` makes them of text.",
+        ) from error
+    try:
+        for order in orders:
+            lab.call(place, producer, fewer, dict(order))
+    except (ValueError, AssertionError) as error:
+        raise Wrong(
+            f"on a topic of three partitions: {say_error(error)}",
+            "each order on that topic, too",
+            "The number of partitions is the topic's matter. With a key, the partitioner looks it up.",
+        ) from error
+    if worker.wait() != "ended":
+        raise Wrong("in another process it fails", "the same as in this one", worker.output.strip().splitlines()[-1])
     lab.close_clients()
+    _compare_places(lab, fewer, orders)
+    _compare_places(lab, topic, orders * 2, processes=2)
+    return log_view(capture_log(lab.cluster, topic, label=_told, key=_customer), "One customer, one partition")
+
+
+def _compare_places(lab, topic, orders, processes=1):
     records = lab.records(topic, value_deserializer=JsonSerializer())
-    if sorted(record.value["order"] for record in records) != list(range(1, 21)):
-        raise Wrong(f"{len(records)} records on the log", "20 orders, each once", "Send each order once, as it is.")
-    wanted = "one partition for each customer, and customers in more than one partition"
+    if sorted(map(str, (record.value for record in records))) != sorted(map(str, orders)):
+        raise Wrong(f"{len(records)} records on the log", f"{len(orders)} orders", "Send each order once, as it is.")
+    wanted = "one partition for each customer, from every process, and customers in more than one partition"
     log = capture_log(lab.cluster, topic, label=_told, key=_customer)
     places = {
         customer: sorted({record.partition for record in records if record.value["customer"] == customer})
         for customer in CUSTOMERS
     }
-    if len({record.partition for record in records}) == 1:
+    if processes == 2 and len({record.partition for record in records}) == 1:
         raise Wrong(
             "all orders are in one partition",
             wanted,
@@ -55,20 +92,25 @@ def _judge_place(lab, place):
             log_view(log, "One partition has everything"),
         )
     if scattered := [customer for customer in CUSTOMERS if len(places[customer]) > 1]:
-        keys = {record.key for record in records}
-        if keys == {None}:
-            cause = "Without a key, the partitioner takes a random partition for each record."
-        elif len(keys) == len(records):
+        keys = [record.key for record in records]
+        of_orders = {(record.value["order"], record.key) for record in records}
+        if set(keys) == {None}:
+            cause = (
+                "Without a key, the partitioner takes a random partition for each record. A partition of your own "
+                "choice has to be the same in every process; `hash()` of text is not."
+            )
+        elif all(keys.count(key) <= processes for key in keys):
             cause = "Each order has a key of its own: what has to stay together needs one and the same key."
+        elif len(of_orders) > len({number for number, _ in of_orders}):
+            cause = "Two processes gave one order two keys: `hash()` of text differs from process to process."
         else:
-            cause = f"The keys on the log are {sorted(map(str, keys))[:4]}: they do not stand for customers."
+            cause = f"The keys on the log are {sorted(map(str, {*keys}))[:4]}: they do not stand for customers."
         raise Wrong(
             f"orders of {', '.join(scattered)} are in several partitions",
             wanted,
             cause,
             log_view(log, "A customer's orders in several partitions"),
         )
-    return log_view(log, "One customer, one partition")
 
 
 q1 = Question(
@@ -76,13 +118,13 @@ q1 = Question(
     wants=("place",),
     starter='''
 def place(producer, topic, order):
-    """Send an order, e.g. {"order": 1, "customer": "ann", "item": "tea"}."""
-    producer.send(topic, order, key=str(order["order"]).encode())
+    """Send an order, e.g. {"order": 1, "customer": "ann", "item": "tea"}; return its future, for a look at it."""
+    return producer.send(topic, order, key=str(order["order"]).encode())
 ''',
     solution='''
 def place(producer, topic, order):
-    """Send an order, e.g. {"order": 1, "customer": "ann", "item": "tea"}."""
-    producer.send(topic, order, key=order["customer"].encode())
+    """Send an order, e.g. {"order": 1, "customer": "ann", "item": "tea"}; return its future, for a look at it."""
+    return producer.send(topic, order, key=order["customer"].encode())
 ''',
     judge=_judge_place,
     hints=[
@@ -90,12 +132,30 @@ def place(producer, topic, order):
         'The same customer, the same key: `order["customer"]`, as bytes.',
     ],
     why="The key is the one decision of this pattern that no code can make for you: what belongs together?",
+    deadline=20,
 )
 
 
 # -- q2: which keys move
 
-MOVERS = ["ann", "bob", "eve", "mia", "zoë", "joe", "kim", "sam", "Åsa", "李", "uma", "tim", "leo", "ida"]
+MOVERS = [
+    "ann",
+    "bob",
+    "eve",
+    "mia",
+    "zoë",
+    "joe",
+    "kim",
+    "sam",
+    "Åsa",
+    "李",
+    "uma",
+    "tim",
+    "leo",
+    "ida",
+    "Jürgen",
+    "Max",
+]
 
 
 def _partitions_on_the_log(lab, topic, partitions: int) -> dict[str, int]:
@@ -193,9 +253,9 @@ class _Cluster:
         return self._all - self._away
 
 
-def _send_all(connection, topic, partitioner, names):
-    """Print the partition of each name, as JSON, in a process of its own."""
-    with KafkaProducer(**connection, partitioner=partitioner) as producer:
+def _send_all(connection, topic, kind, names):
+    """Print the partition of each name, as JSON, in a process of its own, with a partitioner of its own."""
+    with KafkaProducer(**connection, partitioner=kind(list(LARGE))) as producer:
         futures = {name: producer.send(topic, b"order", key=name.encode()) for name in names}
         print(json.dumps({name: future.get(timeout=10).topic_partition.partition for name, future in futures.items()}))
 
@@ -208,6 +268,10 @@ def _judge_large_customers(lab, large_customers_partitioner):
         )
     topic = lab.topic(partitions=5)
     producer = lab.producer(partitioner=partitioner)
+    small = [name for name in SMALL if name]
+    job = _send_all, lab.cluster.connection, topic, large_customers_partitioner, [*LARGE, *small][::-1]
+    worker = Worker(*job, environment={"PYTHONHASHSEED": "7"})  # started now, so that it knows nothing of what follows
+    lab.afterwards.callback(worker.kill)
     names = [*LARGE, *SMALL] * 3
     places: dict[str | None, set] = {name: set() for name in names}
     try:
@@ -226,9 +290,10 @@ def _judge_large_customers(lab, large_customers_partitioner):
     # The few records without a key may hit the shared partitions by luck: asked for 200 more, nobody is that lucky.
     places[None] |= {partitioner.partition("orders", None, None, b"", b"", _Cluster(5)) for _ in range(200)}
     _check_places(lab, topic, places)
-    small = [name for name in SMALL if name]
-    _check_other_process(lab, topic, partitioner, places, [*LARGE, *small])
+    _check_other_process(worker, places, [*LARGE, *small])
     _check_other_clusters(partitioner, places, small)
+    _check_other_keys(partitioner)
+    _check_other_lists(large_customers_partitioner, partitioner)
     title = "A partition for the canteen, one for the hotel, three for the others"
     return log_view(capture_log(lab.cluster, topic, label=lambda record: ""), title, keys=LARGE)
 
@@ -237,10 +302,13 @@ def _check_places(lab, topic, places):
     picture = log_view(capture_log(lab.cluster, topic, label=lambda record: ""), "Who is where", keys=LARGE)
     for name, own in zip(LARGE, (4, 3), strict=True):
         if places[name] != {own}:
+            cause = "`serialized_key` is bytes, the large customers' names are text: `b'hotel' == 'hotel'` is False."
+            if places[name] <= {3, 4}:
+                cause = "The first in the list has the last partition, the second the one before that."
             raise Wrong(
                 f"of five partitions, the {name}'s orders are in {sorted(places[name])}",
                 f"in partition {own} alone",
-                "`serialized_key` is bytes, the large customers' names are text: `b'hotel' == 'hotel'` is False.",
+                cause,
                 picture,
             )
     if guests := [name for name in SMALL if name and places[name] & {3, 4}]:
@@ -273,10 +341,7 @@ def _check_places(lab, topic, places):
         )
 
 
-def _check_other_process(lab, topic, partitioner, places, names):
-    seed = {"PYTHONHASHSEED": "7"}
-    worker = Worker(_send_all, lab.cluster.connection, topic, partitioner, names[::-1], environment=seed)
-    lab.afterwards.callback(worker.kill)
+def _check_other_process(worker, places, names):
     if worker.wait() != "ended":
         raise Wrong("in another process it fails", "the same as in this one", worker.output.strip().splitlines()[-1])
     there = json.loads(worker.output.splitlines()[-1])
@@ -308,6 +373,57 @@ def _check_other_clusters(partitioner, places, small):
         )
 
 
+def _put(partitioner, key: bytes | None, partitions: int = 5) -> int:
+    """Where a partitioner puts a key, as the producer asks it."""
+    return partitioner.partition("orders", key, key, b"", b"", _Cluster(partitions))
+
+
+def _check_other_keys(partitioner) -> None:
+    for key in (b"", b"\xff\xfe"):
+        try:
+            places = {_put(partitioner, key) for _ in range(50)}
+        except Exception as error:
+            raise Wrong(
+                f"for the key {key!r} your partitioner raised {say_error(error)}",
+                "a shared partition",
+                "Keys are bytes, and need not be text: compare bytes with bytes, and decode nothing.",
+            ) from error
+        if len(places) > 1 or places & {3, 4}:
+            raise Wrong(
+                f"records with the key {key!r} go to partitions {sorted(places)}",
+                "all to one of the partitions 0 to 2",
+                "An empty key is a key, too: a record without one has `serialized_key is None`.",
+            )
+
+
+def _check_other_lists(kind, partitioner) -> None:
+    """Other lists of large customers, none among them; and the first partitioner is as it was."""
+    for large in ([], ["canteen", "hotel", "inn"], ["hotel"]):
+        other, own = kind(list(large)), [4, 3, 2][: len(large)]
+        try:
+            places = [_put(other, name.encode()) for name in large], {_put(other, b"%d" % n) for n in range(200)}
+        except Exception as error:
+            raise Wrong(
+                f"for the large customers {large} your partitioner raised {say_error(error)}",
+                f"the large ones in {own}, the others in the rest",
+                "`partitions[:-0]` is empty: without large customers, all partitions are shared."
+                if not large
+                else "Take the number of large customers from the list.",
+            ) from error
+        if places[0] != own or places[1] != {*range(5)} - {*own}:
+            raise Wrong(
+                f"for the large customers {large}, these go to {places[0]} and all others to {sorted(places[1])}",
+                f"{own}, and all of the other partitions in use",
+                "Take the number of large customers from the list.",
+            )
+    if [_put(partitioner, name.encode()) for name in LARGE] != [4, 3]:
+        raise Wrong(
+            "when a second partitioner is made, the first one has changed",
+            "each has its own list",
+            "What belongs to one object is kept in `self`, not in the class or the module.",
+        )
+
+
 q3 = Question(
     "q3",
     wants=("LargeCustomersPartitioner",),
@@ -331,6 +447,8 @@ class LargeCustomersPartitioner(Partitioner):
     def partition(self, topic, key, serialized_key, value, serialized_value, cluster):
         partitions = sorted(cluster.partitions_for_topic(topic))
         shared = partitions[: len(partitions) - len(self.large)]
+        if not shared:
+            raise ValueError(f"{topic} has {len(partitions)} partitions: too few for {len(self.large)} large customers")
         if serialized_key is None:
             return random.choice(shared)
         if serialized_key in self.large:
@@ -387,12 +505,19 @@ class _Checkout:
 
 def _judge_move(lab, move):
     old, new = lab.topic("old", partitions=3), lab.topic("new", partitions=4)
+    before = lab.producer()
+    for topic, partitions in ((old, 3), (new, 4)):  # what was at the beginning is deleted: an offset is no count
+        for partition in range(partitions):
+            before.send(topic, b"{}", partition=partition)
+        before.flush()
+        with KafkaAdminClient(**lab.cluster.connection) as admin:
+            admin.delete_records({TopicPartition(topic, partition): 1 for partition in range(partitions)})
     checkout = _Checkout(lab.producer(value_serializer=JsonSerializer()), old)
-    stuck = None
+    stuck = ""
     try:
         lab.call(move, lab.cluster.connection, old, new, checkout.switch, checkout.pack, COUNT)
     except TimeoutError as error:
-        stuck = str(error)
+        stuck = f"; {error}"
     packed = checkout.packed
     wanted = f"orders 1 to {COUNT}, each once, each customer's in order"
     if not checkout.switched:
@@ -410,23 +535,31 @@ def _judge_move(lab, move):
             "The new topic was read before the old one was drained.",
             log_view(logs, "The old topic and the new one", keys=CUSTOMERS),
         )
-    missing = [number for number in range(1, COUNT + 1) if number not in packed]
-    left = {record.value["order"] for record in lab.records(old, value_deserializer=JsonSerializer())} & {*missing}
-    if left:
-        raise Wrong(
-            f"never packed: {missing}; of these on the old topic: {sorted(left)}",
-            wanted,
-            "They were written to the old topic after you had read its end: it stands still only after the switch.",
-            log_view(logs, "The old topic and the new one", keys=CUSTOMERS),
-        )
-    if missing:
-        raise Wrong(
-            f"never packed: {missing}, which are on the new topic{f'; {stuck}' if stuck else ''}",
-            wanted,
-            "After the old topic, go on with the new one until `count` orders are packed.",
-            log_view(logs, "The old topic and the new one", keys=CUSTOMERS),
-        )
+    _compare_moved(
+        lab, old, new, packed, wanted, stuck, log_view(logs, "The old topic and the new one", keys=CUSTOMERS)
+    )
     return log_view(logs, f"All {COUNT} orders are packed, each customer's in order", keys=CUSTOMERS)
+
+
+def _compare_moved(lab, old, new, packed, wanted, stuck, picture) -> None:
+    """What was not packed, where it stands, and what has kept it from being packed."""
+    missing = [number for number in range(1, COUNT + 1) if number not in packed]
+    for topic, name in ((old, "old"), (new, "new")):
+        records = lab.records(topic, value_deserializer=JsonSerializer())
+        left = [record for record in records if record.value["order"] in missing]
+        if not left:
+            continue
+        read = {record.partition for record in records if record.value["order"] in packed}
+        if unread := sorted({record.partition for record in left} - read) if read else []:
+            cause = f"Nothing was read from its partitions {unread}: a topic is read when all of its partitions are."
+        elif not packed:
+            cause = "An end offset is no number of records: what was at the beginning of the log may be deleted."
+        elif name == "old":
+            cause = "They were written there after you had read its end: it stands still only after the switch."
+        else:
+            cause = "After the old topic, go on with the new one, from its beginning, until `count` orders are packed."
+        numbers = sorted(record.value["order"] for record in left)
+        raise Wrong(f"never packed: {missing}; of these on the {name} topic: {numbers}{stuck}", wanted, cause, picture)
 
 
 def _later(other: int, number: int) -> bool:
@@ -446,7 +579,7 @@ def move(connection, old, new, switch, pack, count):
     solution='''
 def move(connection, old, new, switch, pack, count):
     """Pack `count` orders from two topics while the checkout is switched from the old one to the new one."""
-    switch(new)
+    switch(new)  # from now on nobody writes to the old topic: only now its end is the end
     rest = read_topic(connection, old, value_deserializer=JsonSerializer())
     for record in rest:
         pack(record.value)
