@@ -57,7 +57,7 @@ class _Meanwhile:
         self._early = self._engine.connect()
         lab.afterwards.callback(self._early.close)
         lab.need("add_event")(self._early, number, "OrderCreated", {"order": number})
-        self._timer, self._lock = threading.Timer(5, self.happen), threading.Lock()
+        self._timer, self._lock = threading.Timer(3, self.happen), threading.Lock()
         self._timer.daemon = True
         lab.afterwards.callback(self._timer.cancel)
 

@@ -317,14 +317,6 @@ def handle_event(mail, event_id, customer):
 
 @pytest.mark.full
 def test_q3_more(cluster, database):
-    in_memory = """
-def handle_event(mail, event_id, customer):
-    if last == [event_id]:
-        return
-    last[:] = [event_id]
-    with mail.begin() as connection:
-        connection.execute(insert(Mail).values(customer=customer))
-"""
     swallows = (
         q3.answer.replace("    with mail", "    try:\n     with mail") + "\n    except Exception:\n        pass\n"
     )
@@ -354,13 +346,28 @@ def handle_event(mail, event_id, customer):
             "            connection.execute(insert(Mail)",
             "            connection.execute(delete(Mail))\n            connection.execute(insert(Mail)",
         ): "`DELETE` without its `WHERE`",
+        swallows: "swallows",
+        savepoint: "The note stays",
+    }
+    refused(q3, wrong, cluster, SETUP, database=database)
+
+
+@pytest.mark.weekly
+def test_q3_most(cluster, database):
+    in_memory = """
+def handle_event(mail, event_id, customer):
+    if last == [event_id]:
+        return
+    last[:] = [event_id]
+    with mail.begin() as connection:
+        connection.execute(insert(Mail).values(customer=customer))
+"""
+    wrong = {
         LOOKS.replace("mail.begin()", "mail.connect()"): "",
         LOOKS.replace("customer=customer", 'customer="ann"'): "",
         LOOKS.replace(
             "            connection.execute(insert(Handled).values(event_id=event_id))\n", ""
         ): "handled a second time",
-        swallows: "swallows",
-        savepoint: "The note stays",
         LOOKS.replace(
             "with mail.begin() as", 'with mail.connect().execution_options(isolation_level="AUTOCOMMIT") as'
         ): "",
