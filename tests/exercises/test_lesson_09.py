@@ -183,7 +183,7 @@ def test_q1_more(cluster):
         "where = {}\n"
         + q1.changed(
             K, 'partition=where.setdefault(order["customer"], len(where) % len(producer.partitions_for(topic)))'
-        ): "own choice",
+        ): "the topic's matter",
         # crc 4
         "import zlib\n" + q1.changed(K, 'partition=zlib.crc32(order["customer"].encode()) % 4'): "number of partitions",
         # finer
@@ -372,7 +372,7 @@ def test_q4_more(cluster):
     for topic in (old, new):
         for record in read_topic(connection, topic, value_deserializer=JsonSerializer()):
             pack(record.value)
-            if topic == new and record.offset > 1: break""": "go on with the new one",
+            if topic == new and record.offset > 1: break""": "Nothing was read from",
         # switch at the end
         M
         + """
