@@ -25,7 +25,7 @@ PATIENCE = 5  # seconds that another learner's check may take, on a machine that
 BUSY = 8  # times what one takes before the attack, where this machine is slow or busy with other tests
 REACTION = 15  # seconds until one who goes on is suspended
 #: Those that did the most harm; the others' programs need more of this machine than their class does.
-IN_CI = ("long_transactional_ids", "announced_requests", "answers_that_nobody_reads", "partitions_of_old_requests",
+IN_CI = ("long_transactional_ids", "announced_requests", "partitions_of_old_requests",
          "added_partitions", "settings_again_and_again", "members")  # fmt: skip
 #: Who goes on with these loses the log-in; the others are slowed down by quotas, or refused by limits of Kafka's own.
 SUSPENDED = {
