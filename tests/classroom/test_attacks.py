@@ -24,8 +24,9 @@ from tests.secured import secured_broker
 PATIENCE = 5  # seconds that another learner's check may take, on a machine that has nothing else to do
 BUSY = 8  # times what one takes before the attack, where this machine is slow or busy with other tests
 REACTION = 15  # seconds until one who goes on is suspended
-IN_CI = ("long_transactional_ids", "announced_requests", "answers_that_nobody_reads", "partitions_of_old_requests",
-         "added_partitions", "settings_of_groups", "members", "producer_ids")  # fmt: skip
+#: Those that did the most harm; the others' programs need more of this machine than their class does.
+IN_CI = ("long_transactional_ids", "announced_requests", "partitions_of_old_requests",
+         "added_partitions", "settings_again_and_again", "members")  # fmt: skip
 #: Who goes on with these loses the log-in; the others are slowed down by quotas, or refused by limits of Kafka's own.
 SUSPENDED = {
     "long_transactional_ids", "many_transactional_ids", "answers_that_nobody_reads", "partitions_of_old_requests",
@@ -134,7 +135,8 @@ def attack(broker, kind: str, seconds: float) -> None:
         learners.reset(broker.admin, "ann")
         learners.forget(broker.folder, broker.admin, "ann")
         learners.admit(broker.folder, broker.admin, "ann")
-        assert learners.suspended(broker.admin, ["ann"]) == set()
+        # brokers hear of it in a moment
+        wait_until(lambda: not learners.suspended(broker.admin, ["ann"]), "ann's log-in", timeout=30)
 
 
 @pytest.mark.parametrize("kind", IN_CI)
