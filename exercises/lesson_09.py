@@ -538,7 +538,30 @@ def _judge_move(lab, move):
     _compare_moved(
         lab, old, new, packed, wanted, stuck, log_view(logs, "The old topic and the new one", keys=CUSTOMERS)
     )
+    _lets_errors_of_pack_out(lab, move)
     return log_view(logs, f"All {COUNT} orders are packed, each customer's in order", keys=CUSTOMERS)
+
+
+class _NotPacked(Exception):
+    """What `pack` raises."""
+
+
+def _lets_errors_of_pack_out(lab, move) -> None:
+    old, new = lab.topic("old-2"), lab.topic("new-2")
+    lab.producer().send(old, json.dumps(_order(1)).encode()).get(timeout=10)
+
+    def pack(order):
+        raise _NotPacked
+
+    try:
+        lab.call(move, lab.cluster.connection, old, new, lambda topic: None, pack, 1)
+    except _NotPacked:
+        return
+    raise Wrong(
+        "`pack` raised an error for an order, and `move` came back as if it were packed",
+        "the error: whoever calls `move` has to know that the order is not packed",
+        "An `except` hides the error: let out what you cannot repair.",
+    )
 
 
 def _compare_moved(lab, old, new, packed, wanted, stuck, picture) -> None:
