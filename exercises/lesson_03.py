@@ -128,6 +128,7 @@ DEAD = [
     {"order": 5},
     {"order": 6, "pieces": "two"},
     {"order": 7, "pieces": None},
+    {"order": 9, "pieces": "3"},
 ]
 
 

@@ -16,7 +16,7 @@ from sqlalchemy.exc import DBAPIError
 from exercises.frame.attack import Attack, Died, struck
 from exercises.frame.outcome import Wrong
 from exercises.frame.question import Question
-from exercises.frame.refusal import lets_errors_out
+from exercises.frame.refusal import lets_errors_out, refusing
 from helpers import Worker, point, wait_until
 
 # What a judge runs in another process goes there by value: loading this module, and matplotlib with it, takes seconds.
@@ -43,6 +43,9 @@ def _ask(engine, sql: str, **values) -> list:
 PLACED = [
     {"type": "ORDER_PLACED", "order": number, "customer": customer, "goods": "tea", "quantity": number}
     for number, customer in enumerate(["ann", "bob", "ann", "ann"], 1)
+]
+LATE_ORDERS = [  # of one customer and alike but for their numbers; the smaller number comes later
+    {"type": "ORDER_PLACED", "order": number, "customer": "eve", "goods": "cup", "quantity": 1} for number in (9, 7)
 ]
 
 
@@ -96,6 +99,14 @@ def _judge_note_order(lab, note_order):
             "Let the table tell what has come. Python's memory does not forget what was rolled back.",
         )
     _explain_rows(rows(), wanted)
+    note(LATE_ORDERS)
+    late = [order for order, *_ in rows() if order in (7, 9)]
+    if late != [7, 9]:
+        raise Wrong(
+            f"orders 9 and 7 of eve came, in this order, each for one cup; of them in the table: {late}",
+            "both",
+            "An order is known by its number alone: others may be alike, and a smaller number may come later.",
+        )
     lets_errors_out(
         engine,
         lambda number: note([PLACED[0] | {"order": 100 + number}]),
@@ -232,6 +243,8 @@ def _judge_apply_event(lab, apply_event):
         raise Wrong(f"a record came again, and `projected` went from {offsets} to {now}", "a place that stays", _ONLY)
     _explain_sums(engine, "a record was handed over again, and ", _ONLY)
     _two_at_once(lab, engine, url, apply_event)
+    _two_at_once_in_a_new_partition(lab, engine, url, apply_event)
+    _first_one_dies(lab, engine, url, apply_event)
     _refused(lab, engine, apply_event)
     return "killed six times, handed over again, to two at once: each order counts once"
 
@@ -270,6 +283,64 @@ def _two_at_once(lab, engine, url, apply_event):
         )
     if sold < 11_111 and "ended" in states:
         raise Wrong("two projectors had the same record at the same moment, and its order is not counted", "once", "")
+
+
+def _sold(engine, goods) -> int:
+    return sum(row[0] for row in _ask(engine, "SELECT sold FROM best_sellers WHERE goods = :goods", goods=goods))
+
+
+def _two_with(lab, engine, url, apply_event, table: str, goods: str, partition: int, between=None) -> list:
+    """Two processes get the same new record; the table is held until both wait, or have ended. Returns how they ended.
+
+    `between(first, pids)` is called before the table is let go, with the sessions that the first one waited with.
+    """
+    waiting = "SELECT DISTINCT pid FROM pg_locks JOIN pg_stat_activity USING (pid) WHERE NOT granted"
+    waiting += " AND application_name = current_setting('application_name')"
+    job = (_apply_one, url, apply_event, partition, 0, {"type": "ORDER_PLACED", "goods": goods, "quantity": 1})
+    with engine.connect() as holder:
+        holder.execute(text(f"LOCK TABLE {table} IN EXCLUSIVE MODE"))
+        two, firsts = [], []
+        for number in (1, 2):
+            two.append(Worker(*job))
+            lab.afterwards.callback(two[-1].kill)
+            wait_until(
+                lambda number=number: len(_ask(engine, waiting)) >= number or two[-1].state != "running", "the call", 60
+            )
+            firsts = firsts or _ask(engine, waiting)
+        if between:
+            between(two[0], firsts)
+    return [worker.wait(timeout=60) for worker in two]
+
+
+def _two_at_once_in_a_new_partition(lab, engine, url, apply_event):
+    states = _two_with(lab, engine, url, apply_event, "best_sellers", "pot", 8)
+    if (sold := _sold(engine, "pot")) > 1:
+        raise Wrong(
+            "two projectors had the first record of a partition at the same moment; its order is counted twice",
+            "counted once",
+            "There is no row in `projected` yet that could be locked: write it first, `ON CONFLICT` waits.",
+        )
+    if not sold and "ended" in states:
+        raise Wrong("two projectors had the same record at the same moment, and its order is not counted", "once", "")
+
+
+def _first_one_dies(lab, engine, url, apply_event):
+    """Who waits for the other, and finds that it has died, has the work to do."""
+
+    def dies(worker, sessions):
+        worker.kill()
+        for (pid,) in sessions:
+            _ask(engine, "SELECT pg_terminate_backend(:pid, 5000)", pid=pid)
+
+    *_, second = _two_with(lab, engine, url, apply_event, "best_sellers", "lid", 9, dies)
+    if second != "ended":  # it raised: then the record comes again
+        lab.call(apply_event, engine, SimpleNamespace(partition=9, offset=0, value={"goods": "lid", "quantity": 1}))
+    if (sold := _sold(engine, "lid")) != 1:
+        raise Wrong(
+            f"two had the same record, the first died before its commit, the second came back; counted {sold} times",
+            "counted once",
+            "Whoever does not get a lock must not come back as if the work were done: wait for it, or raise.",
+        )
 
 
 def _refused(lab, engine, apply_event):
@@ -497,6 +568,16 @@ def _judge_wait_for_read_side(lab, wait_for_read_side):
     is_at(p0=100, p1=0, p2=1)
     must_be(False, "with next_offset 100 on partition 0, and 0 on partition 1", "Ask for the partition given.", 1, 0)
     must_be(True, "with next_offset 1 on partition 2", "The first event of a partition has offset 0.", 2, 0, 5)
+    is_at(p0=8)
+    must_be(True, "with next_offset 8 and a timeout of 0.9 s", "Look before you look at the time.", timeout=0.9)
+    is_at(p0=7)
+    with refusing(engine, 1, and_all_others=True):
+        try:
+            said = lab.call(wait_for_read_side, engine, 0, 7, 0.3, gives=bool)
+        except DBAPIError:
+            said = False
+    if said:
+        raise Wrong("the database refused each question, and your function returned True", "False, or the error", "")
     is_at()
     must_be(False, "with no row for the partition", "A partition of which nothing has been applied has no row yet.")
     is_at(p0=0)

@@ -261,6 +261,7 @@ def place(producer, topic1, topic2, order, mail):
 
 CUSTOMERS = [b"ann", b"bob", b"eve"]
 ORDERS = [b"order %d" % number for number in range(1, 7)]
+EXPIRING = 5  # partitions of the target where an order expires: each of the customers has its own
 LARGE = b"order 3, and a long wish with it " * 30
 
 
@@ -299,7 +300,7 @@ class _Member(KafkaConsumer):
 class _Watched(KafkaProducer):
     """A producer at whose calls the judge can kill the process, or make another accident."""
 
-    accident, consumer, sent = "", None, 0
+    accident, consumer, sent, first = "", None, 0, None
 
     def send(self, topic, *args, **kwargs):
         point("before send")
@@ -308,11 +309,17 @@ class _Watched(KafkaProducer):
             membership = self.consumer.group_metadata
             wait_until(lambda: membership().generation_id < 0, "the group to expel this mover", 60)
         if self.accident == "expired":
-            # The first order stays in the buffer, as while a leader is away; then the leader is back. More orders of
-            # its partition come behind it: whoever commits theirs has skipped it.
+            # The first order stays in the buffer until it expires, as while the leader of its partition is away; then
+            # the leader is back. Others come behind it, or are written meanwhile: who commits theirs has skipped it.
+            places = {TopicPartition(topic, partition) for partition in range(EXPIRING)}
             muted = self._accumulator.muted
-            (muted.add if self.sent == 1 else muted.discard)(TopicPartition(topic, 0))
+            muted.difference_update(places)
+            if self.first is None or not self.first.is_done:
+                muted.update(places if self.first is None else {self.first._produce_future.topic_partition})
         future = super().send(topic, *args, **kwargs)
+        if self.accident == "expired" and self.first is None:
+            self.first = future
+            self._accumulator.muted.difference_update(places - {future._produce_future.topic_partition})
         point("after send")
         return future
 
@@ -416,7 +423,8 @@ def _scene(lab, accident: str, move_orders, name: str = "", deaths: list = DEATH
     orders = [*ORDERS[:2], LARGE, *ORDERS[3:]] if accident == "refused" else ORDERS
     source = lab.topic(f"orders-{accident}{name}", partitions=2)
     limit = {"max.message.bytes": 500} if accident == "refused" else None
-    targets = [lab.topic(f"target-{accident}{name}", config=limit)]
+    count = EXPIRING if accident == "expired" else 1
+    targets = [lab.topic(f"target-{accident}{name}", partitions=count, config=limit)]
     targets.append(lab.topic(f"target-{accident}-2") if accident == "refused" else targets[0])
     group, transactional_id = lab.group(f"group-{accident}{name}"), lab.transactional_id(f"mover-{accident}{name}")
     scene = _Scene(accident, source, targets, group, transactional_id, orders)
@@ -456,6 +464,13 @@ def _judge_move_orders(lab, move_orders):
         said = scene.worker.output.strip().splitlines()[-1:]
         if said and said[0].startswith("TimeoutError: Waited"):  # `take` got nothing in its ten seconds
             raise TimeoutError(f"the mover whose record was {scene.accident} got no records in time")
+        there = {record.value for record in lab.records(scene.targets[0])}
+        if scene.worker.state == "ended" and not there.issuperset(scene.orders):
+            raise Wrong(
+                f"an order was {scene.accident}, and your function came back as if all were moved",
+                "the error, so that the process ends and the next one begins at the right place",
+                "Look at the future of each record before `send_offsets_to_transaction`, and let its error out.",
+            )
     expelled.worker.wait_for("before send", 60)
     wait_until(lambda: "expelled" in early.worker.points or early.worker.state != "running", "the question", 60)
     ids = {scene.accident: scene.transactional_id for scene in (refused, expired)}  # the others are other processes

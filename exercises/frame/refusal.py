@@ -12,8 +12,10 @@ _REFUSAL = "DO $$ BEGIN RAISE lock_not_available USING MESSAGE = 'canceling stat
 
 
 @contextlib.contextmanager
-def refusing(engine: Engine, number: int) -> Iterator[list[str]]:
+def refusing(engine: Engine, number: int, and_all_others: bool = False) -> Iterator[list[str]]:
     """Have PostgreSQL refuse the n-th statement in this block, as it does when somebody holds the table's lock.
+
+    With `and_all_others`, also each one that comes after it.
 
     Yields:
         A list that gets the refused statement, when it has come.
@@ -21,7 +23,8 @@ def refusing(engine: Engine, number: int) -> Iterator[list[str]]:
     refused, count = [], itertools.count(1)
 
     def exchange(connection, cursor, statement, parameters, context, executemany):
-        if next(count) != number:
+        place = next(count)
+        if place < number or (place > number and not and_all_others):
             return statement, parameters
         refused.append(" ".join(statement.split()))
         return _REFUSAL, [()] if executemany else ()
@@ -34,7 +37,9 @@ def refusing(engine: Engine, number: int) -> Iterator[list[str]]:
 
 
 def lets_errors_out(engine: Engine, call: Callable[[int], object], done: Callable[[int], bool], most: int = 40) -> None:
-    """Call the answer once for each of its statements, which is refused; `Wrong` if it hides that.
+    """Call the answer once for each of its statements, which is refused, and once with all of them refused.
+
+    `Wrong` if it hides that.
 
     Args:
         engine: what the answer works with.
@@ -42,8 +47,8 @@ def lets_errors_out(engine: Engine, call: Callable[[int], object], done: Callabl
         done: tells whether that call's work is in the database; it is then no fault that no error came out.
         most: the greatest number of statements to refuse.
     """
-    for number in range(1, most + 1):
-        with refusing(engine, number) as refused:
+    for number in [*range(1, most + 1), 0]:  # the last one: the database is away for longer than anybody tries
+        with refusing(engine, number or 1, and_all_others=not number) as refused:
             try:
                 call(number)
             except Wrong:
@@ -53,7 +58,7 @@ def lets_errors_out(engine: Engine, call: Callable[[int], object], done: Callabl
                     continue
                 raise
         if not refused:
-            return
+            break
         if not done(number):
             raise Wrong(
                 f"PostgreSQL refused `{refused[0][:60]}…` (a lock timeout), and your function came back as if done",
