@@ -469,7 +469,7 @@ def _judge_move_orders(lab, move_orders):
             raise Wrong(
                 f"an order was {scene.accident}, and your function came back as if all were moved",
                 "the error, so that the process ends and the next one begins at the right place",
-                "Look at the future of each record before `send_offsets_to_transaction`, and let its error out.",
+                _MISSING[scene.accident],
             )
     expelled.worker.wait_for("before send", 60)
     wait_until(lambda: "expelled" in early.worker.points or early.worker.state != "running", "the question", 60)
