@@ -115,7 +115,7 @@ def _judge_send_step(lab, send_step):
         )
     worker = _worker(
         lab, _send_and_die, lab.cluster.connection, topic, elsewhere,
-        [_message(saga, steps[3]) for saga in sagas], die_at="sent", environment=OTHER_SEED,
+        [_message(saga, steps[3]) for saga in reversed(sagas)], die_at="sent", environment=OTHER_SEED,
     )  # fmt: skip
     _has_ended(worker, "killed")
     lab.close_clients()

@@ -47,21 +47,27 @@ def lets_errors_out(engine: Engine, call: Callable[[int], object], done: Callabl
         done: tells whether that call's work is in the database; it is then no fault that no error came out.
         most: the greatest number of statements to refuse.
     """
-    for number in [*range(1, most + 1), 0]:  # the last one: the database is away for longer than anybody tries
-        with refusing(engine, number or 1, and_all_others=not number) as refused:
-            try:
-                call(number)
-            except Wrong:
-                raise
-            except Exception:
-                if refused:
-                    continue
-                raise
-        if not refused:
+    for number in range(1, most + 1):
+        if not _refuse(engine, call, done, number):
             break
-        if not done(number):
-            raise Wrong(
-                f"PostgreSQL refused `{refused[0][:60]}…` (a lock timeout), and your function came back as if done",
-                "the exception, so that the caller knows and the work comes again; or another try",
-                "An `except` hides the error: let out what you cannot repair. An error undoes the whole transaction.",
-            )
+    _refuse(engine, call, done, 1, and_all_others=True)  # away for longer than anybody tries
+
+
+def _refuse(engine: Engine, call, done, number: int, and_all_others: bool = False) -> bool:
+    """Call the answer while a statement is refused; return whether it came to that statement."""
+    with refusing(engine, number, and_all_others) as refused:
+        try:
+            call(number)
+        except Wrong:
+            raise
+        except Exception:
+            if not refused:
+                raise
+            return True
+    if refused and not done(number):
+        raise Wrong(
+            f"PostgreSQL refused `{refused[0][:60]}…` (a lock timeout), and your function came back as if done",
+            "the exception, so that the caller knows and the work comes again; or another try",
+            "An `except` hides the error: let out what you cannot repair. An error undoes the whole transaction.",
+        )
+    return bool(refused)
