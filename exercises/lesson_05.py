@@ -109,7 +109,7 @@ def _judge_note_order(lab, note_order):
         )
     lets_errors_out(
         engine,
-        lambda number: note([PLACED[0] | {"order": 100 + number}]),
+        lambda number: lambda: note([PLACED[0] | {"order": 100 + number}]),
         lambda number: 100 + number in [order for order, *_ in rows()],
     )
     return "events came twice, once after a death: each order is in the table once"
@@ -370,7 +370,7 @@ def _refused(lab, engine, apply_event):
                 ) from None
             raise
 
-    lets_errors_out(engine, again, done)
+    lets_errors_out(engine, lambda number: lambda: again(number), done)
 
 
 def _explain_sums(engine, when="", cause="") -> None:
@@ -725,7 +725,7 @@ def _judge_rebuild(lab, rebuild):
             rows = _ask(engine, "SELECT * FROM best_sellers")
             return {goods: tuple(counts) for goods, *counts in rows} == _counts(built)
 
-        lets_errors_out(engine, build, is_shown)
+        lets_errors_out(engine, lambda number: lambda: build(number), is_shown)
         lab.call(rebuild, engine, _as_events(events))
         events = events + MORE
         connection.execute(text("SET lock_timeout = '1500ms'"))  # from here on by the clock, and machines may be slow

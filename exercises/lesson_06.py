@@ -276,11 +276,14 @@ def _judge_reserve_once(lab, reserve_once):
     cause = "Let the UPDATE itself count: a number that Python has read may be old when it is written."
     expect(8, "two sagas took a cup at the same moment", cause)
 
-    reserved = []
+    reserved: list = []
+    refused: list = []
 
     def reserve(number):
         reserved[:] = [_stock(engine)["cup"][1]]
-        lab.call(reserve_once, engine, message(100 + number))
+        saga = 200 if number in refused else 100 + number
+        refused.append(number)
+        return lambda: lab.call(reserve_once, engine, message(saga))
 
     lets_errors_out(engine, reserve, lambda _: _stock(engine)["cup"][1] == reserved[0] + 1)
     return "delivered twice, cut off, killed, two at once: one cup for each of five sagas"
@@ -517,7 +520,7 @@ def _refused_steps(engine, take) -> None:
     def call(letter):
         def one(number):
             reserved[:] = [_stock(engine)["cup"][1]]
-            take(f"saga-refused-{number}-{letter}", letter)
+            return lambda: take(f"saga-refused-{number}-{letter}", letter)
 
         return one
 
@@ -671,7 +674,7 @@ def _judge_on_reply(lab, on_reply):
             connection.execute(
                 text("INSERT INTO sagas VALUES (:saga, 'CREATE_ORDER')"), {"saga": f"saga-{100 + number}"}
             )
-    lets_errors_out(engine, answer, has_moved, most=10)
+    lets_errors_out(engine, lambda number: lambda: answer(number), has_moved, most=10)
 
     with engine.connect() as connection:  # two orchestrators have the same reply at the same moment
         message = _message("saga-4", "CREATE_ORDER") | {"outcome": "done"}

@@ -36,14 +36,17 @@ def refusing(engine: Engine, number: int, and_all_others: bool = False) -> Itera
         event.remove(engine, "before_cursor_execute", exchange)
 
 
-def lets_errors_out(engine: Engine, call: Callable[[int], object], done: Callable[[int], bool], most: int = 40) -> None:
+def lets_errors_out(
+    engine: Engine, call: Callable[[int], Callable], done: Callable[[int], bool], most: int = 40
+) -> None:
     """Call the answer once for each of its statements, which is refused, and once with all of them refused.
 
     `Wrong` if it hides that.
 
     Args:
         engine: what the answer works with.
-        call: calls the answer, with something new for each number.
+        call: prepares something new for each number, and gives a function that calls the answer with it; only what
+            that one asks the database is refused.
         done: tells whether that call's work is in the database; it is then no fault that no error came out.
         most: the greatest number of statements to refuse.
     """
@@ -55,9 +58,10 @@ def lets_errors_out(engine: Engine, call: Callable[[int], object], done: Callabl
 
 def _refuse(engine: Engine, call, done, number: int, and_all_others: bool = False) -> bool:
     """Call the answer while a statement is refused; return whether it came to that statement."""
+    run = call(number)
     with refusing(engine, number, and_all_others) as refused:
         try:
-            call(number)
+            run()
         except Wrong:
             raise
         except Exception:
