@@ -302,7 +302,7 @@ class HandOver(ConsumerRebalanceListener):
         self.consumer = consumer
     def packed(self, record):
         place = TopicPartition(record.topic, record.partition)
-        self.consumer.commit_async({place: OffsetAndMetadata(record.offset + 1, "", -1)})
+        self.consumer.commit({place: OffsetAndMetadata(record.offset + 1, "", -1)})
     def on_partitions_revoked(self, revoked):
         pass
     def on_partitions_assigned(self, assigned):

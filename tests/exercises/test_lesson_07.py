@@ -76,7 +76,8 @@ def pack_all(connection, topic, dead_letters, group, count, pack):
         """
 def pack_all(connection, topic, dead_letters, group, count, pack):
     producer = KafkaProducer(**connection)
-    consumer = KafkaConsumer(**connection, group_id=group, enable_auto_commit=False, auto_offset_reset="earliest")
+    settings = {"group_id": group, "enable_auto_commit": False, "auto_offset_reset": "earliest"}
+    consumer = KafkaConsumer(**connection, **settings, isolation_level="read_committed")
     consumer.assign([TopicPartition(topic, 0)])
     for record in take(consumer, count):
         try:
