@@ -10,6 +10,7 @@ from kafka.serializer import JsonSerializer
 
 from exercises.frame.outcome import Wrong
 from exercises.frame.question import Question
+from exercises.frame.sandbox import as_it_is
 from helpers import Worker, wait_until
 from helpers.pictures import capture_log, log_view
 
@@ -41,12 +42,8 @@ def _last_line(worker) -> str:
     return lines[-1] if lines else ""
 
 
-def _call_in_a_process(connection, pickled, calls):
-    """Call a function with a producer of this process and with what each call says; print what came back.
-
-    It was pickled before its first call, so that what it remembers since stays behind.
-    """
-    function = cloudpickle.loads(pickled)
+def _call_in_a_process(connection, function, calls):
+    """Call a function with a producer of this process and with what each call says; print what came back."""
     with KafkaProducer(**connection, value_serializer=JsonSerializer()) as producer:
         for arguments in calls:
             print(f"\nSAID {bool(function(producer, *arguments))}", flush=True)
@@ -58,7 +55,7 @@ USERS = ["ann", "bob", "eve", "adam", "user 7", "user 8", "Zoë", "bo"]
 
 
 def _judge_send_user_updated(lab, send_user_updated):
-    topic, at_first = lab.topic(partitions=3), cloudpickle.dumps(send_user_updated)
+    topic, at_first = lab.topic(partitions=3), as_it_is(send_user_updated)
     producer = lab.producer(value_serializer=JsonSerializer())
     orders = [USERS, USERS[::-1], USERS[3:] + USERS[:3]]
     sent = [(user, {"home": f"house {house}"}) for house, users in enumerate(orders, 1) for user in users]
@@ -440,7 +437,7 @@ _AGAIN = "Another process has written since. Read the log in each call: Python's
 
 
 def _judge_append_if(lab, append_if):
-    topic, at_first = lab.topic(partitions=3, config={"max.message.bytes": 2000}), cloudpickle.dumps(append_if)
+    topic, at_first = lab.topic(partitions=3, config={"max.message.bytes": 2000}), as_it_is(append_if)
     producer = lab.producer(value_serializer=JsonSerializer(), linger_ms=300)
     futures, send = [], producer.send
 

@@ -17,6 +17,7 @@ from exercises.frame.attack import Attack, Died, struck
 from exercises.frame.outcome import Wrong
 from exercises.frame.question import Question
 from exercises.frame.refusal import lets_errors_out, refusing
+from exercises.frame.sandbox import as_it_is
 from helpers import Worker, point, wait_until
 
 # What a judge runs in another process goes there by value: loading this module, and matplotlib with it, takes seconds.
@@ -227,7 +228,8 @@ def _judge_apply_event(lab, apply_event):
     producer.flush()
     # The first life dies at its first effect, the second at its second …
     deaths = [("effect", n * (n + 1) // 2) for n in range(1, 7)]
-    job = (lab.cluster.connection, url, topic, apply_event)
+    elsewhere = as_it_is(apply_event)
+    job = (lab.cluster.connection, url, topic, elsewhere)
     worker = Worker(_run_projector, *job, die_at=deaths, restarts=True)
     lab.afterwards.callback(worker.kill)
     state = worker.wait(timeout=60)
@@ -242,9 +244,9 @@ def _judge_apply_event(lab, apply_event):
     if now != offsets:
         raise Wrong(f"a record came again, and `projected` went from {offsets} to {now}", "a place that stays", _ONLY)
     _explain_sums(engine, "a record was handed over again, and ", _ONLY)
-    _two_at_once(lab, engine, url, apply_event)
-    _two_at_once_in_a_new_partition(lab, engine, url, apply_event)
-    _first_one_dies(lab, engine, url, apply_event)
+    _two_at_once(lab, engine, url, elsewhere)
+    _two_at_once_in_a_new_partition(lab, engine, url, elsewhere)
+    _first_one_dies(lab, engine, url, elsewhere)
     _refused(lab, engine, apply_event)
     return "killed six times, handed over again, to two at once: each order counts once"
 

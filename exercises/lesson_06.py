@@ -3,7 +3,6 @@
 import threading
 from contextlib import suppress
 
-import cloudpickle
 from kafka import KafkaProducer
 from kafka.serializer import JsonSerializer
 from sqlalchemy import create_engine, text
@@ -14,6 +13,7 @@ from exercises.frame.attack import Attack, Died, struck
 from exercises.frame.outcome import Wrong
 from exercises.frame.question import Question
 from exercises.frame.refusal import lets_errors_out
+from exercises.frame.sandbox import as_it_is
 from helpers import Worker, point, wait_until
 from helpers.pictures import capture_log, log_view
 
@@ -26,14 +26,6 @@ OTHER_SEED = {"PYTHONHASHSEED": "17"}  # another process: nothing is in its memo
 
 def _message(saga_id: str, step: str, item: str = "cup") -> dict:
     return {"saga_id": saga_id, "step": step, "data": {"item": item}}
-
-
-def _as_it_is(function):
-    """A copy of an answer that shares nothing with it: what it remembers from now on, the copy does not.
-
-    A worker would get what stands in its globals by then, and another process must not.
-    """
-    return cloudpickle.loads(cloudpickle.dumps(function))
 
 
 def _engine(lab, tables: str):
@@ -92,7 +84,7 @@ def _send_and_die(connection: dict, topic: str, send_step, messages: list) -> No
 
 
 def _judge_send_step(lab, send_step):
-    elsewhere = _as_it_is(send_step)
+    elsewhere = as_it_is(send_step)
     topic = lab.topic(partitions=3, config={"max.message.bytes": "2000"})
     producer = lab.producer(value_serializer=JsonSerializer())
     sagas = [f"saga-{number}" for number in range(1, 9)]
@@ -222,7 +214,7 @@ def _cut(engine, waiting: list) -> None:
 
 def _judge_reserve_once(lab, reserve_once):
     engine = _engine(lab, STOCK + "; CREATE TABLE reservations (saga_id text PRIMARY KEY, item text)")
-    elsewhere = _as_it_is(reserve_once)
+    elsewhere = as_it_is(reserve_once)
 
     def message(number):
         return _message(f"saga-{number}", "RESERVE_INVENTORY")
@@ -461,7 +453,7 @@ def _step_in_a_process(url: str, function, message: dict) -> None:
 def _judge_reserve_and_release(lab, reserve_inventory, release_inventory):
     engine = _engine(lab, STOCK + "; CREATE TABLE notes (saga_id text, step text, PRIMARY KEY (saga_id, step))")
     reserved = 0
-    elsewhere = dict(zip("RL", _as_it_is((reserve_inventory, release_inventory)), strict=True))
+    elsewhere = dict(zip("RL", as_it_is((reserve_inventory, release_inventory)), strict=True))
 
     def step(saga, letter):
         name = "RESERVE_INVENTORY" if letter == "R" else "RELEASE_INVENTORY"
@@ -614,7 +606,7 @@ def _reply_in_a_process(url: str, on_reply, message: dict) -> None:
 
 def _judge_on_reply(lab, on_reply):
     engine = _engine(lab, "CREATE TABLE sagas (saga_id text PRIMARY KEY, waits_for text)")
-    elsewhere = _as_it_is(on_reply)
+    elsewhere = as_it_is(on_reply)
     waits_for = {f"saga-{number}": "CREATE_ORDER" for number in range(1, 5)}
     with engine.begin() as connection:
         for saga in waits_for:

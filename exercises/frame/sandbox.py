@@ -7,6 +7,7 @@ import re
 import sys
 import types
 
+import cloudpickle
 from IPython.utils.capture import capture_output
 
 
@@ -82,3 +83,12 @@ def _form(thing, seen: tuple = ()):
     if isinstance(thing, list | tuple):
         return type(thing), [_form(part, seen) for part in thing]
     return type(thing).__qualname__, re.sub(r" at 0x[0-9a-fA-F]+", "", repr(thing))
+
+
+def as_it_is(answer):
+    """Return a copy of an answer (a function, or several) that shares nothing with it.
+
+    A `Worker` pickles a function with its globals. What the answer has put there by then would go along to a process
+    that must not know it: so a judge takes a copy for other processes before it calls the answer.
+    """
+    return cloudpickle.loads(cloudpickle.dumps(answer))
